@@ -1,0 +1,1 @@
+//! The Wangdian gateway: how a request is signed, what its bytes mean, one attempt at a call.

@@ -1,0 +1,3 @@
+//! Cancels stock-out documents in Wangdian on behalf of commands in a RabbitMQ queue.
+pub mod gateway;
+pub mod rules;
