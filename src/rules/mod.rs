@@ -1,2 +1,11 @@
 //! What is decided, and nothing else: no clock, no randomness, no input or output, no wire format.
+pub mod admit;
+pub mod delay;
+pub mod desk;
+pub mod judge;
+pub mod lane;
+pub mod next;
 pub mod order;
+pub mod pace;
+pub mod policy;
+pub mod time;
