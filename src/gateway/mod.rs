@@ -1,1 +1,2 @@
 //! The Wangdian gateway: how a request is signed, what its bytes mean, one attempt at a call.
+pub mod sign;
