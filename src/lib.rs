@@ -1,5 +1,9 @@
 //! Cancels stock-out documents in Wangdian on behalf of commands in a RabbitMQ queue.
+pub mod admin;
+pub mod app;
 pub mod broker;
+pub mod cli;
 pub mod gateway;
 pub mod ledger;
 pub mod rules;
+pub mod worker;

@@ -1,0 +1,2 @@
+//! What the command line offers, a file a subcommand.
+pub mod sandbox;
