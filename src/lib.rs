@@ -1,3 +1,4 @@
 //! Cancels stock-out documents in Wangdian on behalf of commands in a RabbitMQ queue.
+pub mod config;
 pub mod gateway;
 pub mod rules;
