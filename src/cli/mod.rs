@@ -1,0 +1,2 @@
+//! The subcommands, a file each.
+pub mod config;
