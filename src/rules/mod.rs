@@ -1,5 +1,17 @@
 //! What is decided, and nothing else: no clock, no randomness, no input or output, no wire format.
+
+// A closed set is matched whole: a new outcome must not fall through somewhere.
+#![warn(clippy::wildcard_enum_match_arm)]
+
+pub mod admit;
+pub mod delay;
+pub mod desk;
+pub mod judge;
+pub mod lane;
+pub mod next;
 pub mod order;
+pub mod pace;
 pub mod pattern;
 pub mod policy;
+pub mod time;
 pub mod trace;

@@ -1,25 +1,22 @@
-//! How careful the worker is asked to be.
+//! Choices that the settings leave to whoever runs the worker.
 
-/// When an order's state is looked up with the gateway's query method (setting `api.verify`).
-///
-/// A look-up costs a call of the same allowance, and needs a warehouse permission that not every
-/// account has; that is why the choice is the operator's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+/// When an order's state is looked up with the query method (`api.verify`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Verify {
-    /// Only when the answer to a cancel leaves it open what became of the order.
+    /// After an answer that leaves it open whether the order is cancelled.
     #[default]
     InDoubt,
-    /// In doubt, and after every refusal for the order's state too.
+    /// Then, and after every refusal, to tell the state that caused it.
     Always,
-    /// Never; an order in doubt ends as `unknown`.
+    /// Never: an order in doubt ends as `unknown`.
     Never,
 }
 
 impl Verify {
-    /// Every choice, the default first.
+    /// Every choice.
     pub const ALL: [Self; 3] = [Self::InDoubt, Self::Always, Self::Never];
 
-    /// The contract's word for it.
+    /// The word for it in the settings.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::InDoubt => "in_doubt",

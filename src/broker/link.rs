@@ -1,0 +1,563 @@
+//! The link to the broker: connect, serve a session, and begin again whatever ended it.
+//!
+//! A session is two connections, a consumer and a publisher. Any error, a consumer that ends, an
+//! acknowledgement that acknowledged nothing, a confirm that does not come, a queue that is gone or
+//! a consumer that stays silent while messages wait ends the session as a whole; every delivery of
+//! it is given out again by the broker. Nothing is repaired in part.
+
+use std::convert::Infallible;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use jiff::Timestamp;
+use lapin::options::{ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError};
+use lapin::types::FieldTable;
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use super::answer::{self, Outlet, Publication, Settlement};
+use super::intake::{Inlet, Tickets};
+use super::topology::{self, TopologyError};
+use super::{BrokerEvent, Deliveries, Settings};
+use crate::rules::delay::Delays;
+use crate::rules::desk::Intake;
+
+/// From the first packet to a connection that can be used.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// A node that takes the connection and says nothing is noticed within this time.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Heartbeat where the URL names none: a frozen peer is noticed after two of them.
+const HEARTBEAT_SECONDS: u16 = 10;
+/// Between looks at the queue: is it there, does it know us, does anything come.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// An answer to such a look.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between sessions.
+const RECONNECTS: Delays = Delays {
+    first: Duration::from_millis(500),
+    most: Duration::from_secs(30),
+};
+/// A session that lasted this long was a good one, so the next begins without delay.
+const GOOD_SESSION: Duration = Duration::from_secs(30);
+/// A graceful close is not waited for longer.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What ended a session, or kept one from beginning.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The broker or the connection to it.
+    #[error(transparent)]
+    Broker(#[from] lapin::Error),
+    /// The network.
+    #[error("{0}")]
+    Network(String),
+    /// What must be there is not.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The consumer's stream ended.
+    #[error("the broker cancelled the consumer")]
+    Cancelled,
+    /// Publisher confirms did not come in time.
+    #[error("publisher confirms did not come in time")]
+    NoConfirm,
+    /// An acknowledgement did nothing.
+    #[error("an acknowledgement acknowledged nothing")]
+    NotAcknowledged,
+    /// Messages wait, and none comes.
+    #[error("the consumer is silent while messages wait")]
+    Silent,
+    /// An event could not be written as JSON.
+    #[error("an event could not be written: {0}")]
+    Unwritable(serde_json::Error),
+}
+
+impl SessionError {
+    /// Trying again cannot help before somebody mends settings or permissions.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Topology(TopologyError::Missing(_)) => true,
+            Self::Broker(error) | Self::Topology(TopologyError::Broker(error)) => {
+                match error.kind() {
+                    ErrorKind::ProtocolError(error) => matches!(
+                        error.kind(),
+                        AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)
+                            | AMQPErrorKind::Soft(lapin::protocol::AMQPSoftError::ACCESSREFUSED)
+                    ),
+                    _ => false,
+                }
+            }
+            Self::Network(_)
+            | Self::Cancelled
+            | Self::NoConfirm
+            | Self::NotAcknowledged
+            | Self::Silent
+            | Self::Unwritable(_) => false,
+        }
+    }
+}
+
+/// How the link fares, for operators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkState {
+    /// There is no session.
+    Disconnected {
+        /// Since when.
+        since: Timestamp,
+        /// Why.
+        cause: String,
+    },
+    /// There is one.
+    Connected {
+        /// Since when.
+        since: Timestamp,
+    },
+}
+
+/// What a session did, for operators and for its own watch.
+#[derive(Debug, Default)]
+pub struct Progress {
+    consuming: AtomicBool,
+    delivered: AtomicU64,
+    blocked: Mutex<Option<String>>,
+    ready: AtomicU64,
+}
+
+impl Progress {
+    pub(super) fn subscribed(&self, consuming: bool) {
+        self.consuming.store(consuming, Ordering::Relaxed);
+    }
+
+    pub(super) fn delivered(&self) {
+        self.delivered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The broker knows our consumer.
+    pub fn is_consuming(&self) -> bool {
+        self.consuming.load(Ordering::Relaxed)
+    }
+
+    /// Deliveries so far.
+    pub fn deliveries(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// Messages that waited in the queue at the last look.
+    pub fn ready(&self) -> u64 {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Why the broker takes no publications, while it takes none.
+    pub fn blocked(&self) -> Option<String> {
+        self.blocked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set_blocked(&self, reason: Option<String>) {
+        *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+}
+
+/// The worker's end of the link.
+#[derive(Debug)]
+pub struct Link {
+    publications: UnboundedSender<Publication>,
+    settlements: UnboundedSender<Settlement>,
+    intake: watch::Sender<Intake>,
+    state: watch::Receiver<LinkState>,
+    progress: std::sync::Arc<Progress>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), SessionError>>,
+}
+
+impl Link {
+    /// Starts the link; it reports to `events`. `rng` decides jitter and trace ids.
+    pub fn start(
+        settings: Settings,
+        events: UnboundedSender<BrokerEvent>,
+        rng: fastrand::Rng,
+    ) -> Self {
+        let (publications, publications_rx) = unbounded_channel();
+        let (settlements, settlements_rx) = unbounded_channel();
+        let (intake, wanted) = watch::channel(Intake::Open);
+        let (state_tx, state) = watch::channel(LinkState::Disconnected {
+            since: Timestamp::now(),
+            cause: "not connected yet".into(),
+        });
+        let progress = std::sync::Arc::new(Progress::default());
+        let (stop, stopped) = oneshot::channel();
+        let mut supervisor = Supervisor {
+            settings,
+            events,
+            publications: publications_rx,
+            settlements: settlements_rx,
+            wanted,
+            state: state_tx,
+            progress: progress.clone(),
+            tickets: Tickets::default(),
+            rng,
+        };
+        let task = tokio::spawn(async move { supervisor.run(stopped).await });
+        Self {
+            publications,
+            settlements,
+            intake,
+            state,
+            progress,
+            stop,
+            task,
+        }
+    }
+
+    /// Publishes; a [`BrokerEvent`] tells what became of it.
+    pub fn publish(&self, publication: Publication) {
+        // The supervisor lives as long as this end does, or the worker is told that it ended.
+        drop(self.publications.send(publication));
+    }
+
+    /// Acknowledges a delivery or gives it back.
+    pub fn settle(&self, settlement: Settlement) {
+        drop(self.settlements.send(settlement));
+    }
+
+    /// Whether commands are to be taken from the queue.
+    pub fn set_intake(&self, intake: Intake) {
+        self.intake
+            .send_if_modified(|known| std::mem::replace(known, intake) != intake);
+    }
+
+    /// How it fares, and when that changes.
+    pub fn state(&self) -> watch::Receiver<LinkState> {
+        self.state.clone()
+    }
+
+    /// What it does.
+    pub fn progress(&self) -> std::sync::Arc<Progress> {
+        self.progress.clone()
+    }
+
+    /// Resolves only when the link gave up: settings or permissions must be mended.
+    pub async fn failed(&mut self) -> SessionError {
+        match (&mut self.task).await {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) => std::future::pending().await,
+            Err(panic) => SessionError::Network(format!("the link's task failed: {panic}")),
+        }
+    }
+
+    /// Sends what was handed over, then closes.
+    pub async fn close(self) {
+        let Self {
+            settlements,
+            stop,
+            mut task,
+            ..
+        } = self;
+        drop(settlements);
+        // A link that gave up has nobody to hear it.
+        let _ = stop.send(());
+        drop(tokio::time::timeout(CLOSE_TIMEOUT * 3, &mut task).await);
+        task.abort();
+    }
+}
+
+struct Supervisor {
+    settings: Settings,
+    events: UnboundedSender<BrokerEvent>,
+    publications: UnboundedReceiver<Publication>,
+    settlements: UnboundedReceiver<Settlement>,
+    wanted: watch::Receiver<Intake>,
+    state: watch::Sender<LinkState>,
+    progress: std::sync::Arc<Progress>,
+    tickets: Tickets,
+    rng: fastrand::Rng,
+}
+
+impl Supervisor {
+    async fn run(&mut self, mut stopped: oneshot::Receiver<()>) -> Result<(), SessionError> {
+        let mut failures: u32 = 0;
+        let mut was_connected = false;
+        for turn in 0_usize.. {
+            let began = tokio::time::Instant::now();
+            let url = self.settings.urls[turn % self.settings.urls.len()].clone();
+            let opened = tokio::select! {
+                opened = self.open(&url) => opened,
+                _ = &mut stopped => return Ok(()),
+            };
+            let served = match opened {
+                Ok(session) => {
+                    was_connected = true;
+                    self.serve(session).await
+                }
+                Err(error) => Err(error),
+            };
+            let Err(error) = served else {
+                return Ok(());
+            };
+            if !was_connected && error.is_final() {
+                return Err(error);
+            }
+            self.lost(&url, &error);
+            failures = if began.elapsed() >= GOOD_SESSION {
+                1
+            } else {
+                failures + 1
+            };
+            let pause = RECONNECTS.jittered(failures, self.rng.f64());
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = &mut stopped => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    fn lost(&mut self, url: &AMQPUri, error: &SessionError) {
+        self.progress.subscribed(false);
+        self.progress.set_blocked(None);
+        let cause = format!("{}:{}: {error}", url.authority.host, url.authority.port);
+        let told_before = self.state.send_if_modified(|state| match state {
+            LinkState::Connected { .. } => {
+                *state = LinkState::Disconnected {
+                    since: Timestamp::now(),
+                    cause: cause.clone(),
+                };
+                true
+            }
+            LinkState::Disconnected { cause: known, .. } => {
+                std::mem::replace(known, cause.clone()) != cause
+            }
+        });
+        if told_before {
+            warn!(cause, "no session with the broker; trying again");
+        }
+        drop(self.events.send(BrokerEvent::Lost));
+    }
+
+    async fn open(&self, url: &AMQPUri) -> Result<Session, SessionError> {
+        let consuming = connect(url, "wdt-cancel-worker: commands").await?;
+        let publishing = connect(url, "wdt-cancel-worker: results").await?;
+        let found = topology::ensure(&publishing, &self.settings).await?;
+        let inlet = consuming.create_channel().await?;
+        let outlet = publishing.create_channel().await?;
+        outlet
+            .confirm_select(ConfirmSelectOptions::default())
+            .await?;
+        if found.exchange_is_new {
+            self.warn_of_no_queue();
+        }
+        info!(
+            server.address = url.authority.host,
+            server.port = url.authority.port,
+            messaging.destination.name = self.settings.queue,
+            prefetch = self.settings.prefetch,
+            "connected to the broker"
+        );
+        Ok(Session {
+            consuming,
+            publishing,
+            inlet,
+            outlet,
+        })
+    }
+
+    /// Serves until the worker has no more to settle, which is the end, or the session fails.
+    async fn serve(&mut self, session: Session) -> Result<(), SessionError> {
+        self.state.send_replace(LinkState::Connected {
+            since: Timestamp::now(),
+        });
+        let deliveries = Deliveries::default();
+        let (blocked_tx, blocked) = watch::channel(false);
+        let watching = Watching {
+            publishing: &session.publishing,
+            consuming: &session.consuming,
+            settings: &self.settings,
+            progress: &self.progress,
+            blocked: blocked_tx,
+            deliveries: &deliveries,
+        };
+        let mut inlet = Inlet {
+            channel: session.inlet.clone(),
+            settings: &self.settings,
+            wanted: self.wanted.clone(),
+            deliveries: &deliveries,
+            events: &self.events,
+            tickets: &mut self.tickets,
+            progress: &self.progress,
+        };
+        let mut outlet = Outlet {
+            channel: session.outlet.clone(),
+            settings: &self.settings,
+            publications: &mut self.publications,
+            deliveries: &deliveries,
+            events: &self.events,
+            blocked,
+            rng: self.rng.fork(),
+        };
+        let failed = tokio::select! {
+            settled = answer::settle(&mut self.settlements, &deliveries) => match settled {
+                Ok(()) => {
+                    session.close().await;
+                    return Ok(());
+                }
+                Err(error) => Err(error),
+            },
+            failed = inlet.run() => failed,
+            failed = outlet.run() => failed,
+            failed = watching.look() => failed,
+            failed = watching.listen() => failed,
+        };
+        failed.map(|never| match never {})
+    }
+
+    fn warn_of_no_queue(&self) {
+        let exchange = &self.settings.exchange;
+        warn!(
+            exchange,
+            "no queue is bound to the results' exchange, so no result can be told; bind one with: wdt-cancel-worker bind QUEUE"
+        );
+    }
+}
+
+/// Two connections with a channel each.
+struct Session {
+    consuming: Connection,
+    publishing: Connection,
+    inlet: Channel,
+    outlet: Channel,
+}
+
+impl Session {
+    async fn close(&self) {
+        for connection in [&self.consuming, &self.publishing] {
+            let closed = connection.close(200, "the worker stops".into());
+            drop(tokio::time::timeout(CLOSE_TIMEOUT, closed).await);
+        }
+    }
+}
+
+/// Opens a connection, once the node has shown that it speaks.
+///
+/// # Errors
+/// When the node cannot be reached, stays mute, or refuses the login or the virtual host.
+pub async fn connect(url: &AMQPUri, name: &str) -> Result<Connection, SessionError> {
+    let mut url = url.clone();
+    url.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+    greet(&url).await?;
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    match tokio::time::timeout(CONNECT_TIMEOUT, Connection::connect_uri(url, properties)).await {
+        Ok(connection) => Ok(connection?),
+        Err(_) => Err(SessionError::Network(format!(
+            "no connection within {} s",
+            CONNECT_TIMEOUT.as_secs()
+        ))),
+    }
+}
+
+/// A peer that accepts and stays mute would hang lapin's connect for ever and leak its thread.
+async fn greet(url: &AMQPUri) -> Result<(), SessionError> {
+    let address = (url.authority.host.as_str(), url.authority.port);
+    let greeting = async {
+        let mut stream = TcpStream::connect(address).await?;
+        if url.scheme == AMQPScheme::AMQP {
+            stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
+            stream.read_u8().await?;
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    match tokio::time::timeout(GREETING_TIMEOUT, greeting).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(SessionError::Network(error.to_string())),
+        Err(_) => Err(SessionError::Network(format!(
+            "no answer within {} s",
+            GREETING_TIMEOUT.as_secs()
+        ))),
+    }
+}
+
+/// What a session cannot notice by itself.
+struct Watching<'a> {
+    publishing: &'a Connection,
+    consuming: &'a Connection,
+    settings: &'a Settings,
+    progress: &'a Progress,
+    blocked: watch::Sender<bool>,
+    deliveries: &'a Deliveries,
+}
+
+impl Watching<'_> {
+    /// Looks at the queue now and then: a consumer can be cancelled without a word.
+    async fn look(&self) -> Result<Infallible, SessionError> {
+        let channel = self.publishing.create_channel().await?;
+        let mut before: Option<u64> = None;
+        loop {
+            let passive = QueueDeclareOptions {
+                passive: true,
+                ..QueueDeclareOptions::default()
+            };
+            let look = channel.queue_declare(
+                self.settings.queue.as_str().into(),
+                passive,
+                FieldTable::default(),
+            );
+            let queue = match tokio::time::timeout(LOOK_TIMEOUT, look).await {
+                Ok(queue) => queue?,
+                Err(_) if *self.blocked.borrow() => {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    continue;
+                }
+                Err(_) => return Err(SessionError::Network("the broker does not answer".into())),
+            };
+            self.progress
+                .ready
+                .store(u64::from(queue.message_count()), Ordering::Relaxed);
+            let delivered = self.progress.deliveries();
+            let idle = self.progress.is_consuming() && self.deliveries.lock().is_empty();
+            let silent = idle && queue.message_count() > 0 && before == Some(delivered);
+            if silent || (idle && queue.consumer_count() == 0) {
+                return Err(SessionError::Silent);
+            }
+            before = Some(delivered);
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Hears when the broker takes no publications, and when it is gone.
+    async fn listen(&self) -> Result<Infallible, SessionError> {
+        let mut events = futures_util::stream::select(
+            self.publishing.events_listener(),
+            self.consuming.events_listener(),
+        );
+        while let Some(event) = events.next().await {
+            match event {
+                Event::ConnectionBlocked(reason) => {
+                    if !self.blocked.send_replace(true) {
+                        warn!(reason, "the broker takes no publications; waiting");
+                    }
+                    self.progress.set_blocked(Some(reason));
+                }
+                Event::ConnectionUnblocked => {
+                    if self.blocked.send_replace(false) {
+                        info!("the broker takes publications again");
+                    }
+                    self.progress.set_blocked(None);
+                }
+                Event::Error(error) => return Err(error.into()),
+                _ => {}
+            }
+        }
+        error!("the connection's events ended");
+        Err(SessionError::Network("the connection ended".into()))
+    }
+}

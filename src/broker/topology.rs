@@ -1,0 +1,193 @@
+//! The queues and the exchange, as they are wanted.
+//!
+//! What exists is used as it is, and a difference is told once: an operator's arguments or an
+//! older declaration are no reason to stop, and the broker refuses to change them anyway.
+
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::protocol::AMQPErrorKind;
+use lapin::protocol::AMQPSoftError;
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Connection, ErrorKind, ExchangeKind};
+use tracing::{info, warn};
+
+use super::Settings;
+
+/// Deliveries of one command before the broker itself takes it for poison and dead-letters it. A
+/// command that waits for a day goes back to the queue some 72 times, each of which counts on some
+/// versions, so this leaves room.
+const DELIVERY_LIMIT: i64 = 200;
+/// The dead-letter queue is read by looking and putting back, which must never drop anything.
+const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
+
+/// Why the topology is not as it must be.
+#[derive(Debug, thiserror::Error)]
+pub enum TopologyError {
+    /// `amqp.declare` is false, and this does not exist.
+    #[error("{0} does not exist and amqp.declare is false; create it or set amqp.declare to true")]
+    Missing(String),
+    /// The broker says no, or is gone.
+    #[error(transparent)]
+    Broker(#[from] lapin::Error),
+}
+
+/// What was found or made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// The exchange is new, so no queue is bound to it.
+    pub exchange_is_new: bool,
+}
+
+/// Declares or checks everything. Each step has a channel of its own, because the broker closes the
+/// channel of one that fails.
+pub async fn ensure(connection: &Connection, settings: &Settings) -> Result<Found, TopologyError> {
+    let dead = dead_queue_arguments();
+    queue(connection, &settings.dead_queue, dead, settings.declare).await?;
+    let commands = queue_arguments(&settings.dead_queue);
+    queue(connection, &settings.queue, commands, settings.declare).await?;
+    let exchange_is_new = exchange(connection, &settings.exchange, settings.declare).await?;
+    Ok(Found { exchange_is_new })
+}
+
+/// The commands' queue: what meets the delivery limit goes to the dead-letter queue, at least once.
+fn queue_arguments(dead_queue: &str) -> FieldTable {
+    let mut arguments = quorum(DELIVERY_LIMIT);
+    let mut text = |name: &str, value: &str| {
+        arguments.insert(name.into(), AMQPValue::LongString(value.into()));
+    };
+    text("x-dead-letter-exchange", "");
+    text("x-dead-letter-routing-key", dead_queue);
+    text("x-dead-letter-strategy", "at-least-once");
+    // The broker takes at-least-once dead-lettering only together with this.
+    text("x-overflow", "reject-publish");
+    arguments
+}
+
+fn dead_queue_arguments() -> FieldTable {
+    quorum(DEAD_DELIVERY_LIMIT)
+}
+
+/// A durable, replicated queue.
+pub fn quorum(delivery_limit: i64) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert(
+        "x-queue-type".into(),
+        AMQPValue::LongString("quorum".into()),
+    );
+    arguments.insert(
+        "x-delivery-limit".into(),
+        AMQPValue::LongLongInt(delivery_limit),
+    );
+    arguments
+}
+
+async fn queue(
+    connection: &Connection,
+    name: &str,
+    arguments: FieldTable,
+    declare: bool,
+) -> Result<(), TopologyError> {
+    let passive = QueueDeclareOptions {
+        passive: true,
+        ..QueueDeclareOptions::default()
+    };
+    let channel = connection.create_channel().await?;
+    let found = channel
+        .queue_declare(name.into(), passive, FieldTable::default())
+        .await;
+    match found {
+        Err(error) if is(&error, AMQPSoftError::NOTFOUND) && !declare => {
+            return Err(TopologyError::Missing(format!("queue {name}")));
+        }
+        Err(error) if !is(&error, AMQPSoftError::NOTFOUND) => return Err(error.into()),
+        Ok(_) if !declare => {
+            close(&channel).await;
+            return Ok(());
+        }
+        Ok(_) => close(&channel).await,
+        Err(_) => info!(queue = name, "declaring the queue"),
+    }
+    let durable = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    let channel = connection.create_channel().await?;
+    match channel.queue_declare(name.into(), durable, arguments).await {
+        Ok(_) => close(&channel).await,
+        Err(error) if is(&error, AMQPSoftError::PRECONDITIONFAILED) => {
+            warn!(queue = name, difference = %error, "the queue exists with other arguments and is used as it is");
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+/// `true` when it was made just now.
+async fn exchange(
+    connection: &Connection,
+    name: &str,
+    declare: bool,
+) -> Result<bool, TopologyError> {
+    let passive = ExchangeDeclareOptions {
+        passive: true,
+        ..ExchangeDeclareOptions::default()
+    };
+    let channel = connection.create_channel().await?;
+    let found = channel
+        .exchange_declare(
+            name.into(),
+            ExchangeKind::Topic,
+            passive,
+            FieldTable::default(),
+        )
+        .await;
+    let is_new = match found {
+        Ok(()) => {
+            close(&channel).await;
+            false
+        }
+        Err(error) if is(&error, AMQPSoftError::NOTFOUND) => {
+            if !declare {
+                return Err(TopologyError::Missing(format!("exchange {name}")));
+            }
+            info!(exchange = name, "declaring the exchange");
+            true
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if !declare {
+        return Ok(false);
+    }
+    let durable = ExchangeDeclareOptions {
+        durable: true,
+        ..ExchangeDeclareOptions::default()
+    };
+    let channel = connection.create_channel().await?;
+    match channel
+        .exchange_declare(
+            name.into(),
+            ExchangeKind::Topic,
+            durable,
+            FieldTable::default(),
+        )
+        .await
+    {
+        Ok(()) => close(&channel).await,
+        Err(error) if is(&error, AMQPSoftError::PRECONDITIONFAILED) => {
+            warn!(exchange = name, difference = %error, "the exchange exists as another kind and is used as it is");
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(is_new)
+}
+
+async fn close(channel: &lapin::Channel) {
+    // It served; a failure to close it shows on the connection at once.
+    drop(channel.close(200, "done".into()).await);
+}
+
+fn is(error: &lapin::Error, soft: AMQPSoftError) -> bool {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => *error.kind() == AMQPErrorKind::Soft(soft),
+        _ => false,
+    }
+}

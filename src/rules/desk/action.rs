@@ -1,0 +1,159 @@
+//! What the desk asks for, and the records that it asks the ledger to keep.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::telling::{Finished, Parking, Telling};
+use crate::rules::admit::Fingerprint;
+use crate::rules::lane::{OrderKey, Turn};
+use crate::rules::order::{CommandId, Ending, OrderNo};
+
+/// A command in hand, by its number in this run of the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CommandKey(pub(super) u64);
+
+/// A call, by its number in this run of the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallId(pub u64);
+
+/// A record on its way to the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RecordId(pub(super) u64);
+
+/// One delivery of the broker that is to be answered. The broker's side numbers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// An account, by its place in the settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LaneId(pub usize);
+
+/// What is to be done, by whoever has hands.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Ask the ledger, and answer with [`Desk::claimed`].
+    Claim(Claim),
+    /// Record durably that these are being sent, then send them; [`Desk::cancel_answered`].
+    Send(SendList),
+    /// Look this order up; [`Desk::look_up_answered`].
+    LookUp(CallId, LaneId, OrderNo),
+    /// Ask for the time; [`Desk::probe_answered`].
+    Probe(CallId, LaneId),
+    /// Record durably; [`Desk::recorded`].
+    Record(Record),
+    /// Publish and await the confirm; [`Desk::told`].
+    Tell(Telling),
+    /// Copy the command to the dead-letter queue; [`Desk::parked`].
+    Park(Parking),
+    /// Acknowledge the delivery.
+    Acknowledge(Finished),
+    /// Give the delivery back to the queue.
+    Return(Ticket),
+    /// Something people should read once.
+    Note(LaneId, Note),
+}
+
+/// What is worth a line in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// The account's health changed.
+    Turn(Turn),
+    /// The application may not query orders; the gateway's words.
+    QueryDenied(String),
+    /// An answer named so many orders that nobody had asked for.
+    Strangers(usize),
+}
+
+/// What the ledger is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Who asks.
+    pub command: CommandKey,
+    /// The account.
+    pub lane: LaneId,
+    /// Whose recorded results are wanted.
+    pub command_id: CommandId,
+    /// The orders whose records are wanted.
+    pub orders: Vec<(OrderKey, OrderNo)>,
+}
+
+/// What the ledger knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed {
+    /// Who asked.
+    pub command: CommandKey,
+    /// Everything recorded of this command's id.
+    pub results: Vec<ResultRow>,
+    /// The orders' records, where there are any.
+    pub orders: Vec<(OrderKey, Option<OrderRow>)>,
+}
+
+/// Where an order stands, durably.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OrderState {
+    /// Its command arrived, was held for long and went back to the queue. Never sent.
+    Waiting,
+    /// It was sent, and no ending is recorded: a call may have reached the gateway.
+    Sent,
+    /// It ended so, at that time.
+    Ended(Ending, Timestamp),
+}
+
+/// The ledger's record of an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrderRow {
+    /// The account.
+    pub lane: LaneId,
+    /// The number.
+    pub order_no: OrderNo,
+    /// Where it stands.
+    pub state: OrderState,
+    /// Cancel calls that carried it.
+    pub attempts: u32,
+    /// Those that count against `retry.max_attempts`.
+    pub spent: u32,
+    /// The arrival of the oldest command that waits for it.
+    pub since: Timestamp,
+}
+
+/// The ledger's record of what one command is told of one order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResultRow {
+    /// The account.
+    pub lane: LaneId,
+    /// The command.
+    pub command_id: CommandId,
+    /// Of the command's orders.
+    pub fingerprint: Fingerprint,
+    /// The entry as its event tells it; not always an order's number.
+    pub order_no: Arc<str>,
+    /// How it ended.
+    pub ending: Ending,
+    /// Cancel calls that carried it.
+    pub attempts: u32,
+    /// When.
+    pub occurred_at: Timestamp,
+}
+
+/// One durable step: all of it or nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// For [`Desk::recorded`].
+    pub id: RecordId,
+    /// Orders' records, which replace earlier ones.
+    pub orders: Vec<OrderRow>,
+    /// Results, which replace earlier ones of the same command and order.
+    pub results: Vec<ResultRow>,
+}
+
+/// A list to be sent, after it was recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SendList {
+    /// For [`Desk::cancel_answered`].
+    pub call: CallId,
+    /// The account.
+    pub lane: LaneId,
+    /// The orders' records, each [`OrderState::Sent`], none twice.
+    pub orders: Vec<OrderRow>,
+}

@@ -1,0 +1,217 @@
+//! Which calls are made, and what their answers change.
+
+use std::time::Duration;
+
+use super::Desk;
+use super::action::{Action, CallId, LaneId, Note, OrderState, SendList};
+use super::hand::{OnRecord, Order, Phase, deadline_passed};
+use crate::rules::judge::{self, CallEnd, CancelLists, FoundOrder, LookUp, News};
+use crate::rules::lane::{Method, NextCall, OrderKey};
+use crate::rules::next::{self, Next};
+use crate::rules::order::OrderNo;
+use crate::rules::time::Now;
+
+impl Desk {
+    pub(super) fn plan(&mut self, now: Now, lane: LaneId) {
+        while let Some(call) = self.lanes[lane.0].next_call(now.mono) {
+            let id = CallId(self.number());
+            let orders = match call {
+                NextCall::Probe => {
+                    self.actions.push(Action::Probe(id, lane));
+                    Vec::new()
+                }
+                NextCall::LookUp(key) => {
+                    let denied = self.lanes[lane.0].query_denied;
+                    let retry = self.policy.retry;
+                    let Some(order) = self.still_wanted(now, key, false) else {
+                        self.lanes[lane.0].call_not_made(now.mono);
+                        continue;
+                    };
+                    if denied {
+                        let seen = LookUp::NotPermitted("asked before".into());
+                        let step = next::after_look_up(&mut order.tries, seen, retry, 0.0);
+                        self.step(now, key, step);
+                        self.lanes[lane.0].call_not_made(now.mono);
+                        continue;
+                    }
+                    order.phase = Phase::InCall;
+                    let order_no = order.order_no.clone();
+                    self.actions.push(Action::LookUp(id, lane, order_no));
+                    vec![key]
+                }
+                NextCall::Cancel(mut keys) => {
+                    let mut rows = Vec::with_capacity(keys.len());
+                    keys.retain(|key| match self.still_wanted(now, *key, true) {
+                        Some(order) => {
+                            order.phase = Phase::InCall;
+                            order.on_record = OnRecord::Sent;
+                            order.tries.attempts += 1;
+                            rows.push(order.row(OrderState::Sent));
+                            true
+                        }
+                        None => false,
+                    });
+                    if keys.is_empty() {
+                        self.lanes[lane.0].call_not_made(now.mono);
+                        continue;
+                    }
+                    self.actions.push(Action::Send(SendList {
+                        call: id,
+                        lane,
+                        orders: rows,
+                    }));
+                    keys
+                }
+            };
+            self.calls.insert(id, (lane, orders));
+        }
+    }
+
+    /// The order, unless nobody waits for it any more. The deadline is checked here, right before a
+    /// call that would cancel.
+    pub(super) fn still_wanted(
+        &mut self,
+        now: Now,
+        key: OrderKey,
+        cancels: bool,
+    ) -> Option<&mut Order> {
+        let waiters = self.orders.get(&key)?.waiters.clone();
+        if cancels {
+            for (command, place) in waiters {
+                if self.commands.get(&command).is_some_and(|c| c.is_late(now)) {
+                    self.retire(now, key, command, place, deadline_passed());
+                }
+            }
+        }
+        if self.orders.get(&key)?.waiters.is_empty() {
+            self.forget(key);
+            return None;
+        }
+        self.orders.get_mut(&key)
+    }
+
+    pub(super) fn forget(&mut self, key: OrderKey) {
+        if let Some(order) = self.orders.remove(&key) {
+            self.by_number.remove(&(order.lane, order.order_no));
+        }
+    }
+
+    /// How a cancel call ended.
+    pub fn cancel_answered(&mut self, now: Now, call: CallId, end: &CallEnd<CancelLists>) {
+        let Some((lane, keys)) = self.calls.remove(&call) else {
+            debug_assert!(false, "an answer to no call");
+            return;
+        };
+        let asked: Vec<OrderNo> = keys
+            .iter()
+            .filter_map(|key| self.orders.get(key).map(|o| o.order_no.clone()))
+            .collect();
+        debug_assert_eq!(asked.len(), keys.len(), "an order in a call stays in hand");
+        let judged = judge::judge_cancel(&asked, end);
+        self.hear(now, lane, Method::Cancel, judged.news);
+        if judged.strangers > 0 {
+            self.actions
+                .push(Action::Note(lane, Note::Strangers(judged.strangers)));
+        }
+        let alone = keys.len() == 1;
+        let mut halves = Vec::new();
+        let mut again = Vec::new();
+        for (key, verdict) in keys.into_iter().zip(judged.verdicts) {
+            let may_look_up = !self.lanes[lane.0].query_denied;
+            let chance = self.rng.f64();
+            let Some(order) = self.orders.get_mut(&key) else {
+                continue;
+            };
+            let not_executed = verdict == judge::Verdict::NotExecuted;
+            let retry = self.policy.retry;
+            match next::after_cancel(&mut order.tries, verdict, alone, may_look_up, retry, chance) {
+                Next::Halve => {
+                    order.phase = Phase::Waiting;
+                    halves.push(key);
+                }
+                Next::SendIn(_) if not_executed => {
+                    order.phase = Phase::Waiting;
+                    if matches!(end, CallEnd::NotReached { .. }) {
+                        // Nothing left the machine, so this was no attempt.
+                        order.tries.attempts -= 1;
+                    }
+                    again.push(key);
+                }
+                step @ (Next::End(_) | Next::SendIn(_) | Next::LookUpIn(_)) => {
+                    self.step(now, key, step)
+                }
+            }
+        }
+        self.lanes[lane.0].halve(halves);
+        self.lanes[lane.0].send_again(again.into_iter());
+    }
+
+    /// How a look-up ended.
+    pub fn look_up_answered(&mut self, now: Now, call: CallId, end: &CallEnd<Vec<FoundOrder>>) {
+        let Some((lane, keys)) = self.calls.remove(&call) else {
+            debug_assert!(false, "an answer to no call");
+            return;
+        };
+        let Some((key, order)) = keys
+            .first()
+            .and_then(|key| Some((*key, self.orders.get_mut(key)?)))
+        else {
+            return;
+        };
+        let (seen, news) = judge::judge_look_up(&order.order_no, end);
+        if let LookUp::NotPermitted(words) = &seen
+            && !std::mem::replace(&mut self.lanes[lane.0].query_denied, true)
+        {
+            let note = Note::QueryDenied(words.clone());
+            self.actions.push(Action::Note(lane, note));
+        }
+        let counts = matches!(news, News::Answers | News::Unwell { .. });
+        self.hear(now, lane, Method::LookUp, news);
+        let chance = self.rng.f64();
+        let Some(order) = self.orders.get_mut(&key) else {
+            return;
+        };
+        if !counts {
+            // The account is the matter, not the order; it costs the order no look-up.
+            return self.step(now, key, Next::LookUpIn(Duration::ZERO));
+        }
+        let step = next::after_look_up(&mut order.tries, seen, self.policy.retry, chance);
+        self.step(now, key, step);
+    }
+
+    /// How a call for the time ended.
+    pub fn probe_answered<T>(&mut self, now: Now, call: CallId, end: &CallEnd<T>) {
+        if let Some((lane, _)) = self.calls.remove(&call) {
+            self.hear(now, lane, Method::Probe, judge::judge_probe(end));
+        }
+    }
+
+    pub(super) fn hear(&mut self, now: Now, lane: LaneId, method: Method, news: News) {
+        let chance = self.rng.f64();
+        if let Some(turn) = self.lanes[lane.0].call_ended(now, method, news, chance) {
+            self.actions.push(Action::Note(lane, Note::Turn(turn)));
+        }
+    }
+
+    pub(super) fn step(&mut self, now: Now, key: OrderKey, step: Next) {
+        let Some(order) = self.orders.get_mut(&key) else {
+            return;
+        };
+        let lane = &mut self.lanes[order.lane.0];
+        match step {
+            Next::End(ending) => self.end(now, key, ending),
+            Next::SendIn(delay) => {
+                order.phase = Phase::Waiting;
+                lane.send_at(now.mono + delay, key);
+            }
+            Next::LookUpIn(delay) => {
+                order.phase = Phase::Doubtful;
+                lane.look_up_at(now.mono + delay, key);
+            }
+            Next::Halve => {
+                debug_assert!(false, "halves are gathered by the call");
+                lane.send(key);
+            }
+        }
+    }
+}

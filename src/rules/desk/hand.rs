@@ -1,0 +1,163 @@
+//! Commands and orders in hand.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::action::{CommandKey, LaneId, OrderRow, OrderState, Ticket};
+use crate::rules::admit::{Envelope, Fingerprint};
+use crate::rules::lane::OrderKey;
+use crate::rules::next::Tries;
+use crate::rules::order::{Ending, OrderNo, ReasonCode};
+use crate::rules::time::{Mono, Now};
+
+/// An entry of a command in hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Not yet decided; waits for this order.
+    Open(OrderKey),
+    /// Decided, on its way to the ledger.
+    Recording(Told),
+    /// Durable, to be told.
+    Decided(Told),
+    /// On its way to the broker.
+    Telling(Told),
+    /// No queue took it; tried again later.
+    Untold(Told),
+    /// Confirmed.
+    Confirmed,
+}
+
+/// What is told of one entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) ending: Ending,
+    pub(super) attempts: u32,
+    pub(super) replayed: bool,
+    pub(super) occurred_at: Timestamp,
+}
+
+/// A command in hand.
+#[derive(Debug, Clone)]
+pub(super) struct Open {
+    /// None while the broker is lost: the delivery will come again.
+    pub(super) ticket: Option<Ticket>,
+    pub(super) orphaned_at: Option<Mono>,
+    pub(super) lane: Option<LaneId>,
+    pub(super) account: Arc<str>,
+    pub(super) envelope: Arc<Envelope>,
+    pub(super) fingerprint: Option<Fingerprint>,
+    pub(super) deadline: Option<Timestamp>,
+    /// Arrival: on our clock for the hold, in the world's time for the age.
+    pub(super) arrived: Mono,
+    pub(super) since: Timestamp,
+    pub(super) redelivered: bool,
+    /// The same command is in hand already, so these events say again what that one says.
+    pub(super) repeat: bool,
+    pub(super) entries: Vec<(Arc<str>, Stage)>,
+    /// Entries that are not confirmed yet.
+    pub(super) unconfirmed: usize,
+    pub(super) park: Park,
+}
+
+/// Whether the command is copied to the dead-letter queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Park {
+    NotNeeded,
+    Needed,
+    Parking,
+    Parked,
+}
+
+/// What the desk knows to be in the ledger about an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnRecord {
+    NothingOpen,
+    Waiting,
+    Sent,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The ledger is being asked.
+    Claiming,
+    /// In its lane, to be sent.
+    Waiting,
+    /// In its lane, to be looked up.
+    Doubtful,
+    /// In a call, or in the record before it.
+    InCall,
+    /// Its ending is on its way to the ledger.
+    Ending,
+}
+
+/// An order in hand.
+#[derive(Debug, Clone)]
+pub(super) struct Order {
+    pub(super) lane: LaneId,
+    pub(super) order_no: OrderNo,
+    pub(super) phase: Phase,
+    pub(super) tries: Tries,
+    pub(super) since: Timestamp,
+    pub(super) on_record: OnRecord,
+    pub(super) waiters: Vec<(CommandKey, usize)>,
+}
+
+/// What follows when a record is durable.
+#[derive(Debug, Clone, Default)]
+pub(super) struct AfterRecord {
+    pub(super) entries: Vec<(CommandKey, usize)>,
+    pub(super) ended: Vec<(OrderKey, Told)>,
+    pub(super) returns: Vec<Ticket>,
+}
+
+impl Order {
+    pub(super) fn row(&self, state: OrderState) -> OrderRow {
+        OrderRow {
+            lane: self.lane,
+            order_no: self.order_no.clone(),
+            state,
+            attempts: self.tries.attempts,
+            spent: self.tries.spent,
+            since: self.since,
+        }
+    }
+
+    /// How it ends when there is no more time.
+    pub(super) fn as_it_stands(&self) -> Ending {
+        if self.phase == Phase::Doubtful {
+            let message =
+                "retry.max_age passed while a call without a clear answer could not be looked up";
+            return Ending::not(ReasonCode::Unconfirmed, message);
+        }
+        let message = format!("retry.max_age passed after {} calls", self.tries.attempts);
+        Ending::not(ReasonCode::ApiUnavailable, message)
+    }
+}
+
+impl Open {
+    pub(super) fn is_late(&self, now: Now) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now.wall)
+    }
+
+    pub(super) fn open_entries(&self) -> impl Iterator<Item = (OrderKey, usize)> {
+        self.entries
+            .iter()
+            .enumerate()
+            .filter_map(|(place, (_, stage))| match stage {
+                Stage::Open(order) => Some((*order, place)),
+                Stage::Recording(_)
+                | Stage::Decided(_)
+                | Stage::Telling(_)
+                | Stage::Untold(_)
+                | Stage::Confirmed => None,
+            })
+    }
+}
+
+pub(super) fn deadline_passed() -> Ending {
+    Ending::not(
+        ReasonCode::DeadlinePassed,
+        "the command's deadline passed before the order could be sent",
+    )
+}

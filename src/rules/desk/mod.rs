@@ -1,0 +1,202 @@
+//! The desk: every command and order in hand, and what is to be done next.
+//!
+//! A closed set of events comes in, a closed set of [`Action`]s goes out, and nothing else happens
+//! here, so that a model can explore it and a test can drive it by hand. The worker carries out the
+//! actions and reports back.
+//!
+//! The order in which things become durable is the design:
+//!
+//! 1. A delivery arrives; its orders are in hand from that moment, so a second command for one of
+//!    them joins it ([`Desk::arrive`]).
+//! 2. The ledger tells what is recorded ([`Action::Claim`], [`Desk::claimed`]). It is asked after
+//!    the order was taken in hand, and an order leaves the desk only when its ending is durable, so
+//!    whatever ended before is seen.
+//! 3. That these orders are being sent is recorded, then the call is made ([`Action::Send`]).
+//! 4. The answer is judged; an ending is recorded ([`Action::Record`]).
+//! 5. Only then it is told ([`Action::Tell`], from [`Desk::recorded`]).
+//! 6. When each event of a command is confirmed, the command is acknowledged
+//!    ([`Action::Acknowledge`]); one that failed is copied to the dead-letter queue before.
+
+mod action;
+mod arrive;
+mod calls;
+mod hand;
+mod record;
+mod sweep;
+mod telling;
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use super::lane::{Lane, LaneReport, OrderKey};
+use super::next::Retry;
+use super::order::{AccountName, CommandId, OrderNo};
+use super::pace::Pace;
+use super::time::{Mono, Now};
+use hand::{AfterRecord, Open, Order};
+
+pub use action::{
+    Action, CallId, Claim, Claimed, CommandKey, LaneId, Note, OrderRow, OrderState, Record,
+    RecordId, ResultRow, SendList, Ticket,
+};
+pub use telling::{Event, Fate, Finished, Parking, Telling};
+
+/// How the desk does its work.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// How orders are retried.
+    pub retry: Retry,
+    /// `retry.max_age`.
+    pub max_age: Duration,
+    /// A delivery held this long goes back to the queue, for the broker takes a channel down that
+    /// holds one for 30 minutes.
+    pub hold: Duration,
+    /// Between tries of an event that no queue takes.
+    pub untold_pause: Duration,
+}
+
+/// One account, as the desk needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountPolicy {
+    /// Its name.
+    pub name: AccountName,
+    /// 0 is no limit.
+    pub calls_per_minute: u32,
+    /// Calls in flight at most.
+    pub concurrency: u32,
+    /// The longest list.
+    pub max_orders_per_call: u32,
+}
+
+/// Whether commands are taken from the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Intake {
+    /// They are.
+    Open,
+    /// No account can be called, for no gateway answers: they stay in the broker.
+    Paused,
+    /// The worker is stopping.
+    Closed,
+}
+
+/// How many of each are in hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// Commands.
+    pub commands: usize,
+    /// Orders.
+    pub orders: usize,
+    /// Calls.
+    pub calls: usize,
+    /// Events that no queue took, and copies for the dead-letter queue.
+    pub untold: usize,
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Desk {
+    policy: Policy,
+    rng: fastrand::Rng,
+    lanes: Vec<Lane>,
+    lane_ids: HashMap<AccountName, LaneId>,
+    commands: HashMap<CommandKey, Open>,
+    /// The first of each id in hand.
+    by_id: HashMap<(LaneId, CommandId), CommandKey>,
+    orders: HashMap<OrderKey, Order>,
+    by_number: HashMap<(LaneId, OrderNo), OrderKey>,
+    calls: HashMap<CallId, (LaneId, Vec<OrderKey>)>,
+    records: HashMap<RecordId, AfterRecord>,
+    draft: (Vec<OrderRow>, Vec<ResultRow>, AfterRecord),
+    /// Events (or, without an entry, dead-letter copies) that no queue took, by their next try.
+    untold: VecDeque<(Mono, CommandKey, Option<usize>)>,
+    last_number: u64,
+    actions: Vec<Action>,
+    draining: bool,
+}
+
+impl Desk {
+    /// `rng` decides the jitter of delays and nothing else.
+    pub fn new(policy: Policy, accounts: &[AccountPolicy], rng: fastrand::Rng) -> Self {
+        let lanes: Vec<Lane> = accounts
+            .iter()
+            .map(|a| {
+                let pace = Pace::new(a.calls_per_minute, a.concurrency);
+                Lane::new(a.name.clone(), pace, a.max_orders_per_call)
+            })
+            .collect();
+        let lane_ids = lanes
+            .iter()
+            .enumerate()
+            .map(|(i, lane)| (lane.account.clone(), LaneId(i)))
+            .collect();
+        Self {
+            policy,
+            rng,
+            lanes,
+            lane_ids,
+            commands: HashMap::new(),
+            by_id: HashMap::new(),
+            orders: HashMap::new(),
+            by_number: HashMap::new(),
+            calls: HashMap::new(),
+            records: HashMap::new(),
+            draft: Default::default(),
+            untold: VecDeque::new(),
+            last_number: 0,
+            actions: Vec::new(),
+            draining: false,
+        }
+    }
+
+    /// A call that an earlier run made `ago` still counts against the minute.
+    pub fn remember_call(&mut self, lane: LaneId, now: Mono, ago: Duration) {
+        self.lanes[lane.0].remember_call(now, ago);
+    }
+
+    fn number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    /// Plans whatever may be done now; everything to be done is in the answer, in sequence.
+    pub fn turn(&mut self, now: Now) -> Vec<Action> {
+        if !self.draining {
+            for lane in 0..self.lanes.len() {
+                self.plan(now, LaneId(lane));
+            }
+        }
+        self.flush_draft();
+        std::mem::take(&mut self.actions)
+    }
+
+    /// Whether commands are to be taken from the queue.
+    pub fn intake(&self) -> Intake {
+        if self.draining {
+            Intake::Closed
+        } else if self.lanes.iter().all(Lane::is_down) {
+            Intake::Paused
+        } else {
+            Intake::Open
+        }
+    }
+
+    /// What is in hand.
+    pub fn load(&self) -> Load {
+        Load {
+            commands: self.commands.len(),
+            orders: self.orders.len(),
+            calls: self.calls.len(),
+            untold: self.untold.len(),
+        }
+    }
+
+    /// How each account fares.
+    pub fn reports(&self, now: Mono) -> Vec<LaneReport> {
+        self.lanes.iter().map(|lane| lane.report(now)).collect()
+    }
+
+    /// The account of a lane.
+    pub fn account(&self, lane: LaneId) -> &AccountName {
+        &self.lanes[lane.0].account
+    }
+}

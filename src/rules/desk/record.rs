@@ -1,0 +1,131 @@
+//! Endings become durable before anybody is told.
+
+use std::sync::Arc;
+
+use super::Desk;
+use super::action::{Action, CommandKey, OrderState, Record, RecordId, ResultRow};
+use super::hand::{Phase, Stage, Told};
+use crate::rules::lane::OrderKey;
+use crate::rules::order::Ending;
+use crate::rules::time::Now;
+
+impl Desk {
+    pub(super) fn end(&mut self, now: Now, key: OrderKey, ending: Ending) {
+        let Some(order) = self.orders.get_mut(&key) else {
+            return;
+        };
+        let told = Told {
+            ending,
+            attempts: order.tries.attempts,
+            replayed: false,
+            occurred_at: now.wall,
+        };
+        let state = OrderState::Ended(told.ending.clone(), now.wall);
+        let row = order.row(state);
+        self.draft.0.push(row);
+        self.end_as(key, told);
+    }
+
+    /// Everyone who waits for the order is told this, after it is recorded for each.
+    pub(super) fn end_as(&mut self, key: OrderKey, told: Told) {
+        let Some(order) = self.orders.get_mut(&key) else {
+            return;
+        };
+        order.phase = Phase::Ending;
+        for (command, place) in std::mem::take(&mut order.waiters) {
+            self.draft_result(command, place, &told);
+        }
+        self.draft.2.ended.push((key, told));
+    }
+
+    /// One command stops waiting for an order that may go on for others.
+    pub(super) fn retire(
+        &mut self,
+        now: Now,
+        key: OrderKey,
+        command: CommandKey,
+        place: usize,
+        ending: Ending,
+    ) {
+        let attempts = self.orders.get(&key).map_or(0, |o| o.tries.attempts);
+        self.detach(key, command, place);
+        let told = Told {
+            ending,
+            attempts,
+            replayed: false,
+            occurred_at: now.wall,
+        };
+        self.draft_result(command, place, &told);
+    }
+
+    pub(super) fn draft_result(&mut self, key: CommandKey, place: usize, told: &Told) {
+        let Some(command) = self.commands.get_mut(&key) else {
+            return;
+        };
+        let (Some(lane), Some(fingerprint)) = (command.lane, command.fingerprint) else {
+            return;
+        };
+        let (shown, stage) = &mut command.entries[place];
+        *stage = Stage::Recording(told.clone());
+        self.draft.1.push(ResultRow {
+            lane,
+            command_id: command.envelope.command_id.clone(),
+            fingerprint,
+            order_no: Arc::clone(shown),
+            ending: told.ending.clone(),
+            attempts: told.attempts,
+            occurred_at: told.occurred_at,
+        });
+        self.draft.2.entries.push((key, place));
+    }
+
+    pub(super) fn flush_draft(&mut self) {
+        let (orders, results, after) = std::mem::take(&mut self.draft);
+        if orders.is_empty()
+            && results.is_empty()
+            && after.ended.is_empty()
+            && after.returns.is_empty()
+        {
+            return;
+        }
+        let id = RecordId(self.number());
+        self.records.insert(id, after);
+        self.actions.push(Action::Record(Record {
+            id,
+            orders,
+            results,
+        }));
+    }
+
+    /// The record is durable.
+    pub fn recorded(&mut self, id: RecordId) {
+        let Some(after) = self.records.remove(&id) else {
+            debug_assert!(false, "a record that nobody made");
+            return;
+        };
+        for ticket in after.returns {
+            self.actions.push(Action::Return(ticket));
+        }
+        let mut touched = Vec::with_capacity(after.entries.len());
+        for (key, place) in after.entries {
+            if let Some(command) = self.commands.get_mut(&key) {
+                let stage = &mut command.entries[place].1;
+                if let Stage::Recording(told) = stage {
+                    *stage = Stage::Decided(told.clone());
+                }
+                touched.push(key);
+            }
+        }
+        touched.dedup();
+        self.tell_decided(touched.into_iter());
+        for (key, told) in after.ended {
+            let joined = self.orders.get(&key).is_some_and(|o| !o.waiters.is_empty());
+            if joined {
+                // They came while the ending was on its way to the ledger; it is theirs too.
+                self.end_as(key, told);
+            } else {
+                self.forget(key);
+            }
+        }
+    }
+}

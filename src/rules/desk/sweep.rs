@@ -1,0 +1,154 @@
+//! What time alone brings about: deadlines, ages, deliveries held for too long; and the stop.
+
+use super::Desk;
+use super::action::{CommandKey, OrderState};
+use super::hand::{OnRecord, Open, Park, Phase, Stage, deadline_passed};
+use crate::rules::lane::OrderKey;
+use crate::rules::time::{Mono, Now, later};
+
+impl Desk {
+    /// To be called every second or so: deadlines, ages, deliveries held for too long.
+    pub fn sweep(&mut self, now: Now) {
+        let mut overdue = Vec::new();
+        for (key, command) in &self.commands {
+            let too_old = later(command.since, self.policy.max_age) <= now.wall;
+            let held = now.mono.since(command.arrived) >= self.policy.hold;
+            if command.is_late(now) || too_old || held {
+                overdue.push((*key, too_old, held));
+            }
+        }
+        for (key, too_old, held) in overdue {
+            self.end_overdue(now, key, too_old);
+            if held {
+                self.give_back(key);
+            }
+        }
+        self.drop_orphans(now.mono);
+        self.retry_untold(now.mono);
+        self.drop_unwanted();
+    }
+
+    pub(super) fn end_overdue(&mut self, now: Now, key: CommandKey, too_old: bool) {
+        let Some(command) = self.commands.get(&key) else {
+            return;
+        };
+        let late = command.is_late(now);
+        let open: Vec<(OrderKey, usize)> = command.open_entries().collect();
+        for (order_key, place) in open {
+            let Some(order) = self.orders.get(&order_key) else {
+                continue;
+            };
+            let ending = match order.phase {
+                Phase::Claiming | Phase::InCall | Phase::Ending => continue,
+                Phase::Waiting if late => deadline_passed(),
+                Phase::Waiting | Phase::Doubtful if too_old => order.as_it_stands(),
+                Phase::Waiting | Phase::Doubtful => continue,
+            };
+            self.retire(now, order_key, key, place, ending);
+        }
+    }
+
+    /// Gives a delivery back to the queue, unless something of it is on its way; `true` when it
+    /// goes.
+    pub(super) fn give_back(&mut self, key: CommandKey) -> bool {
+        let Some(command) = self.commands.get(&key) else {
+            return false;
+        };
+        let on_its_way = command.park == Park::Parking
+            || command.entries.iter().any(|(_, stage)| match stage {
+                Stage::Recording(_) | Stage::Telling(_) => true,
+                Stage::Open(order) => self.orders.get(order).is_some_and(|o| {
+                    matches!(o.phase, Phase::Claiming | Phase::InCall | Phase::Ending)
+                }),
+                Stage::Decided(_) | Stage::Untold(_) | Stage::Confirmed => false,
+            });
+        if on_its_way {
+            return false;
+        }
+        let Some(command) = self.remove_command(key) else {
+            return false;
+        };
+        let Some(ticket) = command.ticket else {
+            return false;
+        };
+        for (order_key, place) in command.open_entries() {
+            self.detach(order_key, key, place);
+            if let Some(order) = self.orders.get_mut(&order_key)
+                && order.on_record == OnRecord::NothingOpen
+            {
+                order.on_record = OnRecord::Waiting;
+                order.since = order.since.min(command.since);
+                let row = order.row(OrderState::Waiting);
+                self.draft.0.push(row);
+            }
+        }
+        self.draft.2.returns.push(ticket);
+        true
+    }
+
+    pub(super) fn remove_command(&mut self, key: CommandKey) -> Option<Open> {
+        let command = self.commands.remove(&key)?;
+        if let Some(lane) = command.lane {
+            let id = (lane, command.envelope.command_id.clone());
+            if self.by_id.get(&id) == Some(&key) {
+                self.by_id.remove(&id);
+            }
+        }
+        Some(command)
+    }
+
+    /// Lanes keep orders whose commands have gone until their turn comes; where it does not come
+    /// for long, they are dropped together.
+    pub(super) fn drop_unwanted(&mut self) {
+        let wanted: usize = self.commands.values().map(|c| c.unconfirmed).sum();
+        if self.orders.len() <= 2 * wanted + 1024 {
+            return;
+        }
+        let unwanted: Vec<OrderKey> = self
+            .orders
+            .iter()
+            .filter(|(_, o)| {
+                o.waiters.is_empty() && matches!(o.phase, Phase::Waiting | Phase::Doubtful)
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        for key in unwanted {
+            self.forget(key);
+        }
+        for lane in &mut self.lanes {
+            lane.retain(|key| self.orders.contains_key(&key));
+        }
+    }
+
+    /// When time alone changes what may be done.
+    pub fn wake_at(&mut self, now: Mono) -> Option<Mono> {
+        if self.draining {
+            return None;
+        }
+        self.lanes
+            .iter_mut()
+            .filter_map(|lane| lane.wake_at(now))
+            .min()
+    }
+
+    /// From now on no call is begun and no command taken; what is in flight is finished.
+    pub fn drain(&mut self) {
+        self.draining = true;
+        self.give_back_idle();
+    }
+
+    /// Gives back every delivery of which nothing is in flight; to be called while draining.
+    pub fn give_back_idle(&mut self) {
+        let keys: Vec<CommandKey> = self.commands.keys().copied().collect();
+        for key in keys {
+            self.give_back(key);
+        }
+    }
+
+    /// Nothing is in hand any more.
+    pub fn is_idle(&self) -> bool {
+        self.calls.is_empty()
+            && self.records.is_empty()
+            && self.commands.values().all(|c| c.ticket.is_none())
+    }
+}

@@ -1,0 +1,335 @@
+//! From a durable ending to the acknowledgement.
+//!
+//! An event that no queue takes is not lost: its delivery stays unacknowledged, and the event is
+//! tried again slowly. Should the delivery go back to the queue meanwhile, the ledger tells the
+//! same again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::Desk;
+use super::action::{Action, CommandKey, Ticket};
+use super::hand::{Park, Stage, Told};
+use crate::rules::admit::Envelope;
+use crate::rules::order::{AccountName, Ending, Outcome};
+use crate::rules::time::Mono;
+
+/// A redelivered command is known by its id if it comes back within this time after the broker was
+/// lost; later it is told from the ledger.
+const ORPHANS_KEPT: Duration = Duration::from_secs(600);
+/// How many waiting events are tried again in one sweep.
+const UNTOLD_RETRIED: usize = 500;
+
+/// One result event (contract §3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The account, as the settings know it.
+    pub account: Option<AccountName>,
+    /// The account, as the command names it.
+    pub account_shown: Arc<str>,
+    /// The order; absent when the event tells of a command that cannot be read.
+    pub order_no: Option<Arc<str>>,
+    /// How it ended.
+    pub ending: Ending,
+    /// Cancel calls that carried it.
+    pub attempts: u32,
+    /// It was told before, or decided before this command.
+    pub replayed: bool,
+    /// The order's place in its command, from 0.
+    pub index: usize,
+    /// How many events the command has.
+    pub total: usize,
+    /// When it ended so.
+    pub occurred_at: Timestamp,
+}
+
+/// An event to be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Telling {
+    /// For [`Desk::told`].
+    pub command: CommandKey,
+    /// For [`Desk::told`].
+    pub place: usize,
+    /// The delivery that it answers.
+    pub ticket: Ticket,
+    /// What the command's events have in common.
+    pub envelope: Arc<Envelope>,
+    /// The event.
+    pub event: Event,
+}
+
+/// A command to be copied to the dead-letter queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parking {
+    /// For [`Desk::parked`].
+    pub command: CommandKey,
+    /// The delivery to be copied.
+    pub ticket: Ticket,
+    /// The command's envelope: a copy keeps the id that its events were told with.
+    pub envelope: Arc<Envelope>,
+    /// The account, as the command names it.
+    pub account: Arc<str>,
+    /// Why.
+    pub why: &'static str,
+}
+
+/// The proof that each event of a delivery was confirmed; only the desk makes one, and nothing else
+/// can acknowledge.
+#[derive(Debug, PartialEq, Eq, Clone)]
+#[must_use]
+pub struct Finished {
+    ticket: Ticket,
+    was_parked: bool,
+}
+
+impl Finished {
+    /// The delivery to be acknowledged.
+    pub fn ticket(&self) -> Ticket {
+        self.ticket
+    }
+
+    /// A copy went to the dead-letter queue.
+    pub fn was_parked(&self) -> bool {
+        self.was_parked
+    }
+}
+
+/// What became of a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fate {
+    /// The broker has it, in a queue.
+    Confirmed,
+    /// The broker found no queue for it.
+    Unroutable,
+    /// The broker would not take it: a queue is full.
+    Refused,
+    /// Nobody knows; the connection is gone.
+    Lost,
+}
+
+impl Desk {
+    /// Publishes what is durable and not yet told, of commands that can be answered; finishes those
+    /// of which everything is told.
+    pub(super) fn tell_decided(&mut self, keys: impl Iterator<Item = CommandKey>) {
+        for key in keys {
+            let Some(command) = self.commands.get(&key) else {
+                continue;
+            };
+            if command.ticket.is_none() {
+                continue;
+            }
+            let waiting: Vec<usize> = command
+                .entries
+                .iter()
+                .enumerate()
+                .filter(|(_, (_, stage))| matches!(stage, Stage::Decided(_)))
+                .map(|(place, _)| place)
+                .collect();
+            for place in waiting {
+                self.tell(key, place);
+            }
+            self.finish(key);
+        }
+    }
+
+    fn tell(&mut self, key: CommandKey, place: usize) {
+        let account = self
+            .commands
+            .get(&key)
+            .and_then(|c| c.lane)
+            .map(|lane| self.account(lane).clone());
+        let Some(command) = self.commands.get_mut(&key) else {
+            return;
+        };
+        let Some(ticket) = command.ticket else {
+            return;
+        };
+        let total = command.entries.len();
+        let (shown, stage) = &mut command.entries[place];
+        let (Stage::Decided(told) | Stage::Untold(told)) = &*stage else {
+            return;
+        };
+        let Told {
+            ending,
+            attempts,
+            replayed,
+            occurred_at,
+        } = told.clone();
+        *stage = Stage::Telling(told.clone());
+        let whole_command = command.fingerprint.is_none() && shown.is_empty();
+        self.actions.push(Action::Tell(Telling {
+            command: key,
+            place,
+            ticket,
+            envelope: Arc::clone(&command.envelope),
+            event: Event {
+                account,
+                account_shown: Arc::clone(&command.account),
+                order_no: (!whole_command).then(|| Arc::clone(shown)),
+                ending,
+                attempts,
+                replayed: replayed || command.repeat,
+                index: place,
+                total,
+                occurred_at,
+            },
+        }));
+    }
+
+    /// What became of an event.
+    pub fn told(&mut self, now: Mono, key: CommandKey, place: usize, fate: Fate) {
+        let Some(command) = self.commands.get_mut(&key) else {
+            return;
+        };
+        let stage = &mut command.entries[place].1;
+        let Stage::Telling(told) = &*stage else {
+            return;
+        };
+        match fate {
+            Fate::Confirmed => {
+                if matches!(told.ending.outcome(), Outcome::Failed | Outcome::Unknown)
+                    && command.park == Park::NotNeeded
+                {
+                    command.park = Park::Needed;
+                }
+                *stage = Stage::Confirmed;
+                command.unconfirmed -= 1;
+                self.finish(key);
+            }
+            Fate::Unroutable | Fate::Refused => {
+                *stage = Stage::Untold(told.clone());
+                let at = now + self.policy.untold_pause;
+                self.untold.push_back((at, key, Some(place)));
+            }
+            Fate::Lost => *stage = Stage::Decided(told.clone()),
+        }
+    }
+
+    fn finish(&mut self, key: CommandKey) {
+        let Some(command) = self.commands.get_mut(&key).filter(|c| c.unconfirmed == 0) else {
+            return;
+        };
+        let Some(ticket) = command.ticket else {
+            return;
+        };
+        match command.park {
+            Park::Parking => {}
+            Park::Needed => {
+                command.park = Park::Parking;
+                let why = if command.fingerprint.is_none() {
+                    "unreadable"
+                } else {
+                    "unsettled"
+                };
+                self.actions.push(Action::Park(Parking {
+                    command: key,
+                    ticket,
+                    envelope: Arc::clone(&command.envelope),
+                    account: Arc::clone(&command.account),
+                    why,
+                }));
+            }
+            Park::NotNeeded | Park::Parked => {
+                let was_parked = command.park == Park::Parked;
+                self.remove_command(key);
+                self.actions
+                    .push(Action::Acknowledge(Finished { ticket, was_parked }));
+            }
+        }
+    }
+
+    /// What became of a copy for the dead-letter queue.
+    pub fn parked(&mut self, now: Mono, key: CommandKey, fate: Fate) {
+        let Some(command) = self.commands.get_mut(&key) else {
+            return;
+        };
+        match fate {
+            Fate::Confirmed => {
+                command.park = Park::Parked;
+                self.finish(key);
+            }
+            Fate::Unroutable | Fate::Refused => {
+                command.park = Park::Needed;
+                let at = now + self.policy.untold_pause;
+                self.untold.push_back((at, key, None));
+            }
+            Fate::Lost => command.park = Park::Needed,
+        }
+    }
+
+    pub(super) fn retry_untold(&mut self, now: Mono) {
+        for _ in 0..UNTOLD_RETRIED {
+            match self.untold.front() {
+                Some((at, _, _)) if *at <= now => {}
+                _ => return,
+            }
+            let Some((_, key, place)) = self.untold.pop_front() else {
+                return;
+            };
+            match place {
+                Some(place) => self.tell(key, place),
+                None => self.finish(key),
+            }
+        }
+    }
+
+    /// The broker is lost, and every delivery with it: each comes again, to us or to another
+    /// worker. Calls and records go on.
+    pub fn session_lost(&mut self, now: Mono) {
+        self.untold.clear();
+        let mut gone = Vec::new();
+        for (key, command) in &mut self.commands {
+            command.ticket = None;
+            command.orphaned_at = Some(now);
+            if command.park == Park::Parking {
+                command.park = Park::Needed;
+            }
+            for (_, stage) in &mut command.entries {
+                if let Stage::Telling(told) | Stage::Untold(told) = stage {
+                    *stage = Stage::Decided(told.clone());
+                }
+            }
+            if command.fingerprint.is_none() {
+                gone.push(*key);
+            }
+        }
+        for key in gone {
+            self.remove_command(key);
+        }
+    }
+
+    /// Commands that did not come again need no memory: what is durable is told from the ledger.
+    pub(super) fn drop_orphans(&mut self, now: Mono) {
+        let done: Vec<CommandKey> = self
+            .commands
+            .iter()
+            .filter(|(key, c)| {
+                let recognised = !c.envelope.id_is_ours
+                    && c.lane.is_some_and(|lane| {
+                        let id = (lane, c.envelope.command_id.clone());
+                        self.by_id.get(&id) == Some(key)
+                    });
+                let kept = if recognised {
+                    ORPHANS_KEPT
+                } else {
+                    Duration::ZERO
+                };
+                let is_over = c.orphaned_at.is_some_and(|at| now.since(at) >= kept);
+                is_over
+                    && c.entries.iter().all(|(_, stage)| match stage {
+                        Stage::Open(_) | Stage::Recording(_) => false,
+                        Stage::Decided(_)
+                        | Stage::Telling(_)
+                        | Stage::Untold(_)
+                        | Stage::Confirmed => true,
+                    })
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        for key in done {
+            self.remove_command(key);
+        }
+    }
+}
