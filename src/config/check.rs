@@ -9,7 +9,6 @@ use crate::rules::policy::Verify;
 use lapin::uri::AMQPUri;
 use reqwest::Url;
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 /// What a gateway's URL has to be.
@@ -28,21 +27,16 @@ pub(super) fn gateway_url(value: &Value) -> Result<Url, String> {
         .ok_or_else(|| GATEWAY_URL_WOULD_DO.to_owned())
 }
 
-pub(super) fn orders_per_call(value: &Value) -> Result<usize, String> {
-    as_count(integer(value, bounds::MAX_ORDERS_PER_CALL)?)
+pub(super) fn orders_per_call(value: &Value) -> Result<u32, String> {
+    integer(value, bounds::MAX_ORDERS_PER_CALL)
 }
 
-pub(super) fn concurrency(value: &Value) -> Result<usize, String> {
-    as_count(integer(value, bounds::CONCURRENCY)?)
+pub(super) fn concurrency(value: &Value) -> Result<u32, String> {
+    integer(value, bounds::CONCURRENCY)
 }
 
-/// A count as the collections take it.
-fn as_count(number: u32) -> Result<usize, String> {
-    usize::try_from(number).map_err(|e| e.to_string())
-}
-
-pub(super) fn calls_per_minute(value: &Value) -> Result<Option<NonZeroU32>, String> {
-    integer(value, bounds::CALLS_PER_MINUTE).map(NonZeroU32::new)
+pub(super) fn calls_per_minute(value: &Value) -> Result<u32, String> {
+    integer(value, bounds::CALLS_PER_MINUTE)
 }
 
 pub(super) fn verify(value: &Value) -> Result<Verify, String> {

@@ -30,7 +30,6 @@ use source::Sources;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -93,12 +92,12 @@ pub struct Account {
     pub secret: Secret<String>,
     /// What is sent and signed; not empty.
     pub salt: Secret<String>,
-    /// The most calls in a minute, up to 60,000; `None` is no limit.
-    pub calls_per_minute: Option<NonZeroU32>,
+    /// The most calls in a minute, up to 60,000; 0 is no limit.
+    pub calls_per_minute: u32,
     /// Calls in flight, 1 to 64.
-    pub concurrency: usize,
+    pub concurrency: u32,
     /// Order numbers in one call, 1 to 1000.
-    pub max_orders_per_call: usize,
+    pub max_orders_per_call: u32,
 }
 
 /// Section `ledger`.

@@ -13,7 +13,6 @@ use super::{Account, Admin, Amqp, Api, Config, Ledger, Log, Retry, Setting};
 use crate::rules::order::AccountName;
 use reqwest::Url;
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
 
 /// Longest part of a wrong value that an error repeats, in characters.
 const QUOTE_MAX_CHARS: usize = 100;
@@ -342,9 +341,9 @@ type Parse<T> = fn(&Value) -> Result<T, String>;
 /// What `api` says for every account that does not say it itself. `None` was wrong or missing.
 struct Shared {
     url: Option<Url>,
-    max_orders_per_call: Option<usize>,
-    calls_per_minute: Option<Option<NonZeroU32>>,
-    concurrency: Option<usize>,
+    max_orders_per_call: Option<u32>,
+    calls_per_minute: Option<u32>,
+    concurrency: Option<u32>,
 }
 
 /// URLs separated by commas without their passwords; a path as it is.

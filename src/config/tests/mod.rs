@@ -125,7 +125,7 @@ fn the_defaults_are_the_contracts() {
     assert_eq!(account.key.expose(), "app-key");
     assert_eq!(account.secret.expose(), "s3cret");
     assert_eq!(account.salt.expose(), "s4lt");
-    assert_eq!(account.calls_per_minute, NonZeroU32::new(60));
+    assert_eq!(account.calls_per_minute, 60);
     assert_eq!(account.concurrency, 2);
     assert_eq!(account.max_orders_per_call, 20);
 }
@@ -213,11 +213,11 @@ fn a_file_gives_every_setting() {
         (&**main.secret.expose(), &**main.salt.expose()),
         ("a", "b:c")
     );
-    assert_eq!(main.calls_per_minute, NonZeroU32::new(30));
+    assert_eq!(main.calls_per_minute, 30);
     assert_eq!((main.concurrency, main.max_orders_per_call), (1, 5));
     let second = account(&loaded, "second");
     assert_eq!(second.url.as_str(), "https://gateway.example/openapi");
-    assert_eq!(second.calls_per_minute, None);
+    assert_eq!(second.calls_per_minute, 0);
     assert_eq!((second.concurrency, second.max_orders_per_call), (3, 10));
 }
 
