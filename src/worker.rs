@@ -45,7 +45,8 @@ impl Clock {
         Self(Instant::now())
     }
 
-    fn now(self) -> Now {
+    /// Both clocks.
+    pub fn now(self) -> Now {
         Now {
             mono: Mono(self.0.elapsed()),
             wall: Timestamp::now(),

@@ -36,6 +36,9 @@ const PRUNE_EVERY: Duration = Duration::from_secs(1);
 /// Rows of each table forgotten in one pruning: a step short enough to be unnoticed.
 const PRUNE_ROWS: u32 = 500;
 
+/// Calls are remembered for a little longer than the gateway's minute.
+const CALLS_KEPT: Duration = Duration::from_secs(70);
+
 /// A list whose sending is durably recorded: the leave to make the call. Only the ledger makes one.
 #[derive(Debug)]
 #[must_use]
@@ -87,7 +90,7 @@ pub struct Ledger {
     requests: Sender<Request>,
     health: watch::Receiver<Health>,
     commits: watch::Receiver<Commits>,
-    thread: Option<JoinHandle<()>>,
+    thread: JoinHandle<()>,
 }
 
 /// Counts for metrics.
@@ -103,14 +106,19 @@ pub struct Commits {
 
 impl Ledger {
     /// Opens or creates the ledger at `path` and starts its thread, which reports to `done`.
-    /// `accounts` are in the settings' order: a lane is a place in it.
+    /// `accounts` are in the settings' order: a lane is a place in it. With it come the calls of
+    /// the last minute and their ages, for they still count.
+    ///
+    /// # Errors
+    /// When the file cannot be used, is another program's or a later version's, or is in use.
     pub fn open(
         path: &Path,
         accounts: Vec<AccountName>,
         retention: Duration,
         done: UnboundedSender<Done>,
-    ) -> Result<Self, OpenError> {
+    ) -> Result<(Self, Vec<(LaneId, Duration)>), OpenError> {
         let store = Store::open(path, accounts)?;
+        let recent_calls = store.recent_calls(Timestamp::now(), CALLS_KEPT)?;
         let (requests, inbox) = channel();
         let (health_tx, health) = watch::channel(Health::Well);
         let (commits_tx, commits) = watch::channel(Commits::default());
@@ -127,24 +135,13 @@ impl Ledger {
             .name("ledger".into())
             .spawn(move || keeper.run())
             .map_err(OpenError::Thread)?;
-        Ok(Self {
+        let ledger = Self {
             requests,
             health,
             commits,
-            thread: Some(thread),
-        })
-    }
-
-    /// The calls of the last `within`, with their ages, as earlier runs recorded them.
-    pub fn recent_calls(
-        path: &Path,
-        accounts: &[AccountName],
-        now: Timestamp,
-        within: Duration,
-    ) -> Result<Vec<(LaneId, Duration)>, OpenError> {
-        Store::open(path, accounts.to_vec())?
-            .recent_calls(now, within)
-            .map_err(OpenError::Store)
+            thread,
+        };
+        Ok((ledger, recent_calls))
     }
 
     /// Asks what is known; [`Done::Claimed`] answers.
@@ -185,10 +182,13 @@ impl Ledger {
     }
 
     /// Writes what is waiting, if the store takes it, and closes.
-    pub fn close(mut self) {
-        let thread = self.thread.take();
-        drop(self);
-        if thread.is_some_and(|thread| thread.join().is_err()) {
+    pub fn close(self) {
+        let Self {
+            requests, thread, ..
+        } = self;
+        // The thread ends when nobody can ask it any more.
+        drop(requests);
+        if thread.join().is_err() {
             error!("the ledger's thread panicked");
         }
     }
@@ -292,7 +292,7 @@ impl Keeper {
 
     fn prune(&mut self) {
         let before = crate::rules::time::earlier(Timestamp::now(), self.retention);
-        if let Err(error) = self.store.prune(before, PRUNE_ROWS) {
+        if let Err(error) = self.store.prune(before, PRUNE_ROWS, CALLS_KEPT) {
             tracing::warn!(%error, "the ledger could not forget what is old; it is tried again");
         }
     }

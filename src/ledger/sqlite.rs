@@ -207,8 +207,14 @@ impl Store {
         })
     }
 
-    /// Forgets up to `most` rows of each table that did not change since `before`.
-    pub(super) fn prune(&mut self, before: Timestamp, most: u32) -> rusqlite::Result<()> {
+    /// Forgets up to `most` rows of each table that did not change since `before`, and calls that
+    /// count no longer.
+    pub(super) fn prune(
+        &mut self,
+        before: Timestamp,
+        most: u32,
+        calls_kept: Duration,
+    ) -> rusqlite::Result<()> {
         let before = before.as_millisecond();
         let transaction = self.connection.transaction()?;
         transaction
@@ -223,10 +229,10 @@ impl Store {
                  (SELECT account, command_id, order_no FROM results WHERE occurred_at < ?1 LIMIT ?2)",
             )?
             .execute(params![before, most])?;
-        let two_minutes_ago = Timestamp::now().as_millisecond() - 120_000;
+        let calls_before = Timestamp::now().as_millisecond() - millis(calls_kept);
         transaction
             .prepare_cached("DELETE FROM calls WHERE began_at < ?1")?
-            .execute([two_minutes_ago])?;
+            .execute([calls_before])?;
         transaction.commit()
     }
 }

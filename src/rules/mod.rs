@@ -11,6 +11,7 @@ pub mod lane;
 pub mod next;
 pub mod order;
 pub mod pace;
+pub mod pattern;
 pub mod policy;
 pub mod time;
 pub mod trace;
