@@ -73,7 +73,12 @@ pub async fn run(
     let (snapshot, snapshot_rx) = watch::channel(Snapshot::starting(Timestamp::now()));
     let admin = Admin::start(config.admin.listen, snapshot_rx, Arc::clone(&metrics))
         .await
-        .with_context(|| format!("admin.listen: {} cannot be listened on", config.admin.listen))?;
+        .with_context(|| {
+            format!(
+                "admin.listen: {} cannot be listened on",
+                config.admin.listen
+            )
+        })?;
     info!(address = %admin.address, ledger = %path.display(), accounts = names.len(), "started");
 
     let (events_tx, events) = unbounded_channel();
@@ -128,8 +133,7 @@ fn clients(config: &Config) -> anyhow::Result<Vec<Arc<Client>>> {
         .accounts
         .iter()
         .map(|(name, account)| {
-            GatewayUrl::parse(account.url.as_str())
-                .with_context(|| format!("accounts.{name}.url"))
+            GatewayUrl::parse(account.url.as_str()).with_context(|| format!("accounts.{name}.url"))
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
     let http = Http::new(config.api.timeout, &urls).context("the HTTP client cannot be made")?;
@@ -152,7 +156,12 @@ fn clients(config: &Config) -> anyhow::Result<Vec<Arc<Client>>> {
 
 fn broker_settings(config: &Config) -> broker::Settings {
     broker::Settings {
-        urls: config.amqp.urls.iter().map(|url| url.expose().clone()).collect(),
+        urls: config
+            .amqp
+            .urls
+            .iter()
+            .map(|url| url.expose().clone())
+            .collect(),
         queue: config.amqp.queue.clone(),
         exchange: config.amqp.exchange.clone(),
         dead_queue: config.amqp.dead_queue.clone(),

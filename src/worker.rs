@@ -73,7 +73,9 @@ impl House for Rules {
     }
 
     fn allows_reply_to(&self, queue: &str) -> bool {
-        self.reply_to_allow.iter().any(|pattern| pattern.matches(queue))
+        self.reply_to_allow
+            .iter()
+            .any(|pattern| pattern.matches(queue))
     }
 }
 
@@ -156,7 +158,10 @@ impl Worker {
                 self.close().await;
                 return Ok(Stopped::Drained);
             }
-            let wake = self.desk.wake_at(now.mono).unwrap_or(now.mono + SWEEP_EVERY);
+            let wake = self
+                .desk
+                .wake_at(now.mono)
+                .unwrap_or(now.mono + SWEEP_EVERY);
             tokio::select! {
                 Some(event) = self.events.recv() => {
                     self.heard(&mut running, event);
@@ -201,7 +206,10 @@ impl Worker {
     async fn close(self) {
         self.link.close().await;
         // Only a disk that hangs makes it wait.
-        if tokio::task::spawn_blocking(move || self.ledger.close()).await.is_err() {
+        if tokio::task::spawn_blocking(move || self.ledger.close())
+            .await
+            .is_err()
+        {
             error!("the ledger did not close");
         }
     }
@@ -219,7 +227,11 @@ impl Worker {
         let now = self.clock.now();
         match event {
             BrokerEvent::Delivered(delivered) => self.arrived(now, *delivered),
-            BrokerEvent::Told { command, place, fate } => {
+            BrokerEvent::Told {
+                command,
+                place,
+                fate,
+            } => {
                 self.note_fate(running, fate);
                 self.desk.told(now.mono, command, place, fate);
             }
@@ -325,7 +337,11 @@ impl Worker {
                 let health = admin::health::describe(&report);
                 match turn {
                     Turn::WentDown => {
-                        warn!(account, cause = health.cause, "the gateway is down; probing");
+                        warn!(
+                            account,
+                            cause = health.cause,
+                            "the gateway is down; probing"
+                        );
                     }
                     Turn::WasStopped => error!(
                         account,
@@ -335,7 +351,11 @@ impl Worker {
                     ),
                     Turn::Recovered => info!(account, "the account can be called again"),
                     Turn::CoolsDown(time) => {
-                        warn!(account, seconds = time.as_secs(), "too many calls; leaving the account alone");
+                        warn!(
+                            account,
+                            seconds = time.as_secs(),
+                            "too many calls; leaving the account alone"
+                        );
                     }
                 }
             }
@@ -345,7 +365,10 @@ impl Worker {
                 "orders may not be looked up, so what is in doubt ends as unknown; grant the application wms.stockother.OutQuery.queryWithDetail and restart"
             ),
             Note::Strangers(orders) => {
-                warn!(account, orders, "an answer named orders that were not asked for");
+                warn!(
+                    account,
+                    orders, "an answer named orders that were not asked for"
+                );
                 self.metrics.strangers(account, orders);
             }
         }
@@ -364,7 +387,13 @@ impl Worker {
             duration_ms = millis,
             "call"
         );
-        self.metrics.call(account, method, orders, result_class(&ended.end), ended.duration);
+        self.metrics.call(
+            account,
+            method,
+            orders,
+            result_class(&ended.end),
+            ended.duration,
+        );
     }
 
     fn note_event(&self, telling: &Telling) {
@@ -376,10 +405,24 @@ impl Worker {
         let reason = event.ending.reason().map(|reason| &*reason.message);
         match outcome {
             Outcome::Failed | Outcome::Unknown => {
-                warn!(account, command_id, order_no, outcome = outcome.as_str(), reason, "told");
+                warn!(
+                    account,
+                    command_id,
+                    order_no,
+                    outcome = outcome.as_str(),
+                    reason,
+                    "told"
+                );
             }
             Outcome::Cancelled | Outcome::Refused | Outcome::Rejected | Outcome::Expired => {
-                debug!(account, command_id, order_no, outcome = outcome.as_str(), reason, "told");
+                debug!(
+                    account,
+                    command_id,
+                    order_no,
+                    outcome = outcome.as_str(),
+                    reason,
+                    "told"
+                );
             }
         }
         self.metrics.event(account, outcome, event.replayed);
@@ -392,7 +435,11 @@ impl Worker {
                 if running.unroutable_since.is_none() {
                     running.unroutable_since = Some(Timestamp::now());
                     error!(
-                        cause = if fate == Fate::Refused { "a queue is full" } else { "no queue is bound" },
+                        cause = if fate == Fate::Refused {
+                            "a queue is full"
+                        } else {
+                            "no queue is bound"
+                        },
                         "results cannot be delivered; their commands stay unacknowledged. Bind a queue with: wdt-cancel-worker bind QUEUE"
                     );
                 }
@@ -416,7 +463,8 @@ impl Worker {
             ledger::Health::Failing { since, cause } => Some(Trouble::new(*since, cause)),
         };
         let commits = self.ledger.commits();
-        self.metrics.ledger(commits.groups, commits.requests, commits.micros);
+        self.metrics
+            .ledger(commits.groups, commits.requests, commits.micros);
         self.snapshot.send_replace(Snapshot {
             taken_at: Some(now),
             session,
@@ -427,7 +475,11 @@ impl Worker {
             undeliverable_since: running.unroutable_since,
             ledger,
             accounts: self.desk.reports(now.mono),
-            clock_offsets: self.clients.iter().map(|c| c.clock_offset_seconds()).collect(),
+            clock_offsets: self
+                .clients
+                .iter()
+                .map(|c| c.clock_offset_seconds())
+                .collect(),
             load,
         });
     }

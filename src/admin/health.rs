@@ -133,7 +133,10 @@ fn results(snapshot: &Snapshot) -> Check {
         Some(since) => Check::failing(
             "results",
             Some(since),
-            &format!("{} results find no queue or a full one", snapshot.load.untold),
+            &format!(
+                "{} results find no queue or a full one",
+                snapshot.load.untold
+            ),
             "bind a queue to the results' exchange, for example: wdt-cancel-worker bind QUEUE",
         ),
     }
@@ -161,7 +164,11 @@ pub fn describe(report: &LaneReport) -> Check {
             &format!("the gateway does not answer: {cause}"),
             "check api.url and the network; it is probed, and calls go on by themselves",
         ),
-        Health::Stopped { since, fault, words } => {
+        Health::Stopped {
+            since,
+            fault,
+            words,
+        } => {
             let cause = format!("{}: {words}", fault.as_str());
             Check::failing(&name, Some(*since), &cause, fault.remedy())
         }
@@ -169,7 +176,10 @@ pub fn describe(report: &LaneReport) -> Check {
             let mut check = Check::ok(&name);
             let mut causes = Vec::new();
             if let Some(time) = report.cooling {
-                causes.push(format!("left alone for {} s by the gateway's wish", time.as_secs()));
+                causes.push(format!(
+                    "left alone for {} s by the gateway's wish",
+                    time.as_secs()
+                ));
             }
             if report.query_denied {
                 causes.push("orders may not be looked up".to_owned());

@@ -112,27 +112,108 @@ impl Metrics {
             untold: Gauge::default(),
             registry: Registry::default(),
         };
-        registry.register("commands", "Commands received, by how they were admitted", metrics.commands.clone());
-        registry.register("commands_acknowledged", "Commands acknowledged", metrics.acknowledged.clone());
-        registry.register("commands_dead_lettered", "Commands copied to the dead-letter queue", metrics.dead_lettered.clone());
-        registry.register("events", "Result events handed to the broker, by outcome", metrics.events.clone());
-        registry.register("calls", "Calls of the gateway that ended, by result", metrics.calls.clone());
-        registry.register_with_unit("call_duration", "Calls of the gateway", Unit::Seconds, metrics.call_seconds.clone());
-        registry.register("orders_per_call", "Orders in one cancel call", metrics.orders_per_call.clone());
-        registry.register("unasked_orders", "Orders in answers that nobody had asked for", metrics.strangers.clone());
-        registry.register("ledger_commits", "Groups the ledger made durable", metrics.commits.clone());
-        registry.register("ledger_requests", "Requests in those groups", metrics.committed.clone());
-        registry.register("ledger_commit_microseconds", "Time spent in those groups", metrics.commit_micros.clone());
+        registry.register(
+            "commands",
+            "Commands received, by how they were admitted",
+            metrics.commands.clone(),
+        );
+        registry.register(
+            "commands_acknowledged",
+            "Commands acknowledged",
+            metrics.acknowledged.clone(),
+        );
+        registry.register(
+            "commands_dead_lettered",
+            "Commands copied to the dead-letter queue",
+            metrics.dead_lettered.clone(),
+        );
+        registry.register(
+            "events",
+            "Result events handed to the broker, by outcome",
+            metrics.events.clone(),
+        );
+        registry.register(
+            "calls",
+            "Calls of the gateway that ended, by result",
+            metrics.calls.clone(),
+        );
+        registry.register_with_unit(
+            "call_duration",
+            "Calls of the gateway",
+            Unit::Seconds,
+            metrics.call_seconds.clone(),
+        );
+        registry.register(
+            "orders_per_call",
+            "Orders in one cancel call",
+            metrics.orders_per_call.clone(),
+        );
+        registry.register(
+            "unasked_orders",
+            "Orders in answers that nobody had asked for",
+            metrics.strangers.clone(),
+        );
+        registry.register(
+            "ledger_commits",
+            "Groups the ledger made durable",
+            metrics.commits.clone(),
+        );
+        registry.register(
+            "ledger_requests",
+            "Requests in those groups",
+            metrics.committed.clone(),
+        );
+        registry.register(
+            "ledger_commit_microseconds",
+            "Time spent in those groups",
+            metrics.commit_micros.clone(),
+        );
         registry.register("ready", "1 when /readyz answers 200", metrics.ready.clone());
-        registry.register("account_callable", "1 when the account can be called", metrics.callable.clone());
-        registry.register("orders_waiting", "Orders that wait to be sent or looked up", metrics.waiting.clone());
-        registry.register("calls_in_flight", "Calls without an answer yet", metrics.calls_in_flight.clone());
-        registry.register_with_unit("clock_offset", "The gateway's clock less ours", Unit::Seconds, metrics.clock_offset.clone());
-        registry.register("queue_ready", "Commands that wait in the broker, as last looked up", metrics.queue_ready.clone());
-        registry.register("commands_in_hand", "Commands taken and not acknowledged", metrics.commands_in_hand.clone());
-        registry.register("orders_in_hand", "Orders of those commands", metrics.orders_in_hand.clone());
-        registry.register("events_untold", "Events that no queue took; they are tried again", metrics.untold.clone());
-        Self { registry, ..metrics }
+        registry.register(
+            "account_callable",
+            "1 when the account can be called",
+            metrics.callable.clone(),
+        );
+        registry.register(
+            "orders_waiting",
+            "Orders that wait to be sent or looked up",
+            metrics.waiting.clone(),
+        );
+        registry.register(
+            "calls_in_flight",
+            "Calls without an answer yet",
+            metrics.calls_in_flight.clone(),
+        );
+        registry.register_with_unit(
+            "clock_offset",
+            "The gateway's clock less ours",
+            Unit::Seconds,
+            metrics.clock_offset.clone(),
+        );
+        registry.register(
+            "queue_ready",
+            "Commands that wait in the broker, as last looked up",
+            metrics.queue_ready.clone(),
+        );
+        registry.register(
+            "commands_in_hand",
+            "Commands taken and not acknowledged",
+            metrics.commands_in_hand.clone(),
+        );
+        registry.register(
+            "orders_in_hand",
+            "Orders of those commands",
+            metrics.orders_in_hand.clone(),
+        );
+        registry.register(
+            "events_untold",
+            "Events that no queue took; they are tried again",
+            metrics.untold.clone(),
+        );
+        Self {
+            registry,
+            ..metrics
+        }
     }
 
     /// A command was judged.
@@ -179,7 +260,9 @@ impl Metrics {
         };
         self.calls.get_or_create(&labels).inc();
         self.call_seconds
-            .get_or_create(&MethodLabels { method: method_label })
+            .get_or_create(&MethodLabels {
+                method: method_label,
+            })
             .observe(duration.as_secs_f64());
         if method == Method::Cancel {
             self.orders_per_call.observe(orders as f64);
@@ -214,10 +297,15 @@ impl Metrics {
             };
             let callable = health::describe(report).state != health::State::Failing;
             self.callable.get_or_create(&labels).set(callable.into());
-            self.waiting.get_or_create(&labels).set(gauge(report.waiting));
-            self.calls_in_flight.get_or_create(&labels).set(gauge(report.in_flight));
-            let offset = snapshot.clock_offsets.get(i).copied().unwrap_or_default();
-            self.clock_offset.get_or_create(&labels).set(offset);
+            self.waiting
+                .get_or_create(&labels)
+                .set(gauge(report.waiting));
+            self.calls_in_flight
+                .get_or_create(&labels)
+                .set(gauge(report.in_flight));
+            if let Some(Some(offset)) = snapshot.clock_offsets.get(i) {
+                self.clock_offset.get_or_create(&labels).set(*offset);
+            }
         }
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.registry) {

@@ -65,8 +65,8 @@ pub struct Snapshot {
     pub ledger: Option<Trouble>,
     /// The accounts, in the settings' order.
     pub accounts: Vec<LaneReport>,
-    /// The gateway's clock less ours, in seconds, in the same order.
-    pub clock_offsets: Vec<i64>,
+    /// The gateway's clock less ours, in seconds, in the same order; none before it is measured.
+    pub clock_offsets: Vec<Option<i64>>,
     /// What is in hand.
     pub load: Load,
 }

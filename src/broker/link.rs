@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use lapin::options::{ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPHardError};
 use lapin::types::FieldTable;
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::uri::{AMQPAuthority, AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -463,6 +463,27 @@ pub async fn connect(url: &AMQPUri, name: &str) -> Result<Connection, SessionErr
             CONNECT_TIMEOUT.as_secs()
         ))),
     }
+}
+
+/// Opens a connection to the first of these nodes that takes one.
+///
+/// # Errors
+/// What the last one said.
+pub async fn connect_any<'a, U>(urls: U, name: &str) -> anyhow::Result<Connection>
+where
+    U: IntoIterator<Item = &'a AMQPUri>,
+{
+    let mut failure = anyhow::anyhow!("amqp.url names no broker");
+    for url in urls {
+        match connect(url, name).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => {
+                let AMQPAuthority { host, port, .. } = &url.authority;
+                failure = anyhow::anyhow!("the broker at {host}:{port}: {error}; check amqp.url");
+            }
+        }
+    }
+    Err(failure)
 }
 
 /// A peer that accepts and stays mute would hang lapin's connect for ever and leak its thread.

@@ -18,6 +18,8 @@ use super::Settings;
 const DELIVERY_LIMIT: i64 = 200;
 /// The dead-letter queue is read by looking and putting back, which must never drop anything.
 const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
+/// A queue for results, likewise: what drops out of it was never read.
+pub const RESULTS_DELIVERY_LIMIT: i64 = 1_000_000;
 
 /// Why the topology is not as it must be.
 #[derive(Debug, thiserror::Error)]

@@ -10,17 +10,18 @@ pub mod send;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{Config, ConfigError, Loaded};
+use crate::config::{Config, ConfigError, Loaded, parse_duration};
 
 /// What `--version` prints.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("WDT_COMMIT"), ")");
 
 /// Cancels stock-out documents (其他出库业务单) in Wangdian 旺店通旗舰版, on behalf of commands in a
 /// RabbitMQ queue: each order once, in as few calls as possible, with one result event for each.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "wdt-cancel-worker", version = VERSION, max_term_width = 100)]
 struct Cli {
     /// The settings' file (TOML). Variables WDT_SECTION__KEY go before what it says.
@@ -30,7 +31,7 @@ struct Cli {
     command: Command,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
     /// Runs the worker.
     Run(run::Args),
@@ -63,6 +64,17 @@ pub enum Exit {
     Usage = 64,
 }
 
+/// Something is wrong with what was typed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Reads a length of time.
+fn time(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+        .ok_or_else(|| "a number with its unit, such as 30s or 1h30m, would do".into())
+}
+
 /// Runs what the arguments say.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
@@ -70,7 +82,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             // Help and the version come this way, too; a closed pipe is nobody's fault.
             drop(error.print());
-            return code(if error.use_stderr() { Exit::Usage } else { Exit::Done });
+            return code(if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Done
+            });
         }
     };
     let runtime = match tokio::runtime::Runtime::new() {
@@ -83,7 +99,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let exit = match runtime.block_on(dispatch(cli)) {
         Ok(exit) => exit,
         Err(error) => {
-            let is_usage = error.is::<ConfigError>();
+            let is_usage = error.is::<ConfigError>() || error.is::<Usage>();
             for line in format!("{error:#}").lines() {
                 eprintln!("wdt-cancel-worker: {line}");
             }

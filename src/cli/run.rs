@@ -15,12 +15,8 @@ use crate::{app, telemetry};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// After SIGTERM or Ctrl-C, finish what is in flight within this time.
-    #[arg(long, value_name = "TIME", default_value = "25s", value_parser = drain)]
+    #[arg(long, value_name = "TIME", default_value = "25s", value_parser = super::time)]
     drain: Duration,
-}
-
-fn drain(text: &str) -> Result<Duration, String> {
-    crate::config::duration(text).map_err(|error| error.to_string())
 }
 
 /// Runs the worker until it is told to stop.
@@ -28,7 +24,10 @@ fn drain(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// When it cannot start or run.
 pub async fn run(args: Args, config: Config) -> anyhow::Result<Exit> {
-    let format = config.log.format.unwrap_or_else(telemetry::format_by_terminal);
+    let format = config
+        .log
+        .format
+        .unwrap_or_else(telemetry::format_by_terminal);
     telemetry::init(format)?;
     let stop = signals()?;
     let seed = fastrand::u64(..);

@@ -32,6 +32,7 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+pub use value::parse_duration;
 
 /// All settings of the worker, with the defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]

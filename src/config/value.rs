@@ -129,7 +129,8 @@ pub(super) fn duration(
     })
 }
 
-fn parse_duration(text: &str) -> Option<Duration> {
+/// A length of time as people write it: `25s`, `1h30m`, `30d`. `None` when it cannot be read.
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let span = SpanParser::new().parse_span(text).ok()?;
     let length = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
     Duration::try_from(length).ok()
