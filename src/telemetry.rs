@@ -7,9 +7,9 @@ use tracing_subscriber::filter::{EnvFilter, ParseError};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
-/// What is logged unless `RUST_LOG` says otherwise. The clients of the broker and the gateway
-/// speak of every frame and connection; ours say what became of them.
-const DEFAULT_FILTER: &str = "info,lapin=warn,hyper=warn";
+/// What is logged unless `RUST_LOG` says otherwise. The broker's client tells as an error what is
+/// none, such as a queue that is about to be declared; whatever ends a session we tell ourselves.
+const DEFAULT_FILTER: &str = "info,lapin=off,hyper=warn";
 
 /// Why the log could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -31,8 +31,7 @@ pub fn format_by_terminal() -> LogFormat {
     }
 }
 
-/// Sets up the process's log, filtered by `RUST_LOG`; without it, `info` and above, and `warn` and
-/// above from the clients of the broker and the gateway.
+/// Sets up the process's log, filtered by `RUST_LOG`; without it, `info` and above.
 ///
 /// # Errors
 /// When `RUST_LOG` cannot be read, or the process has a log already.
@@ -106,7 +105,7 @@ mod tests {
                 tracing::debug!("not told");
                 tracing::info!(target: "lapin::channel", "not told");
                 tracing::info!(target: "hyper_util::client", "not told");
-                tracing::warn!(target: "lapin::channel", "told too");
+                tracing::warn!(target: "hyper_util::client", "told too");
             });
             let bytes = lines.0.lock().unwrap().clone();
             String::from_utf8(bytes).unwrap()

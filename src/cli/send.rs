@@ -56,6 +56,8 @@ pub struct Args {
 /// What is shown of an event.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Seen {
+    /// The command.
+    pub command_id: String,
     /// The order.
     pub order_no: Option<String>,
     /// How it ended.
@@ -70,6 +72,16 @@ pub struct Seen {
     pub index: usize,
     /// How many there are.
     pub total: usize,
+}
+
+impl Seen {
+    /// The reason for people; nothing where there is none.
+    pub fn reason_words(&self) -> String {
+        self.reason
+            .as_ref()
+            .map(|reason| format!("{}: {}", reason.code, reason.message))
+            .unwrap_or_default()
+    }
 }
 
 /// The reason in an event.
@@ -286,11 +298,7 @@ fn show(seen: &BTreeMap<usize, Seen>, out: &mut impl std::io::Write) -> std::io:
             event.order_no.clone().unwrap_or_else(|| "-".into()),
             event.outcome.clone() + if event.replayed { " (told before)" } else { "" },
             event.attempts.to_string(),
-            event
-                .reason
-                .as_ref()
-                .map(|reason| format!("{}: {}", reason.code, reason.message))
-                .unwrap_or_default(),
+            event.reason_words(),
         ]);
     }
     for line in table.lines() {
