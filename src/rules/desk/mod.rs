@@ -25,7 +25,7 @@ mod record;
 mod sweep;
 mod telling;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use super::lane::{Lane, LaneReport, OrderKey};
@@ -99,7 +99,8 @@ pub struct Desk {
     rng: fastrand::Rng,
     lanes: Vec<Lane>,
     lane_ids: HashMap<AccountName, LaneId>,
-    commands: HashMap<CommandKey, Open>,
+    /// In the sequence of their arrival, so that the same events have the same answers.
+    commands: BTreeMap<CommandKey, Open>,
     /// The first of each id in hand.
     by_id: HashMap<(LaneId, CommandId), CommandKey>,
     orders: HashMap<OrderKey, Order>,
@@ -134,7 +135,7 @@ impl Desk {
             rng,
             lanes,
             lane_ids,
-            commands: HashMap::new(),
+            commands: BTreeMap::new(),
             by_id: HashMap::new(),
             orders: HashMap::new(),
             by_number: HashMap::new(),
