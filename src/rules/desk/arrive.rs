@@ -321,9 +321,17 @@ impl Desk {
         lane.look_up_at(now.mono, key);
     }
 
-    pub(super) fn detach(&mut self, order: OrderKey, command: CommandKey, place: usize) {
-        if let Some(order) = self.orders.get_mut(&order) {
-            order.waiters.retain(|w| *w != (command, place));
+    /// A command waits for the order no more. An order that nobody waits for leaves the desk at
+    /// once: its command may be in another worker's hands, so whoever brings it in next has to ask
+    /// the ledger again.
+    pub(super) fn detach(&mut self, key: OrderKey, command: CommandKey, place: usize) {
+        let Some(order) = self.orders.get_mut(&key) else {
+            return;
+        };
+        order.waiters.retain(|w| *w != (command, place));
+        if order.waiters.is_empty() && matches!(order.phase, Phase::Waiting | Phase::Doubtful) {
+            self.forget(key);
+            self.lanes_are_stale = true;
         }
     }
 }

@@ -9,8 +9,8 @@
 //! 1. A delivery arrives; its orders are in hand from that moment, so a second command for one of
 //!    them joins it ([`Desk::arrive`]).
 //! 2. The ledger tells what is recorded ([`Action::Claim`], [`Desk::claimed`]). It is asked after
-//!    the order was taken in hand, and an order leaves the desk only when its ending is durable, so
-//!    whatever ended before is seen.
+//!    the order was taken in hand, and an order leaves the desk only when its ending is durable or
+//!    nobody waits for it, so whatever ended before is seen.
 //! 3. That these orders are being sent is recorded, then the call is made ([`Action::Send`]).
 //! 4. The answer is judged; an ending is recorded ([`Action::Record`]).
 //! 5. Only then it is told ([`Action::Tell`], from [`Desk::recorded`]).
@@ -105,6 +105,8 @@ pub struct Desk {
     by_id: HashMap<(LaneId, CommandId), CommandKey>,
     orders: HashMap<OrderKey, Order>,
     by_number: HashMap<(LaneId, OrderNo), OrderKey>,
+    /// Lanes hold orders that have left.
+    lanes_are_stale: bool,
     calls: HashMap<CallId, (LaneId, Vec<OrderKey>)>,
     records: HashMap<RecordId, AfterRecord>,
     draft: (Vec<OrderRow>, Vec<ResultRow>, AfterRecord),
@@ -139,6 +141,7 @@ impl Desk {
             by_id: HashMap::new(),
             orders: HashMap::new(),
             by_number: HashMap::new(),
+            lanes_are_stale: false,
             calls: HashMap::new(),
             records: HashMap::new(),
             draft: Default::default(),
