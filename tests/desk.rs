@@ -1178,3 +1178,32 @@ fn an_order_that_nobody_waits_for_any_more_is_asked_of_the_ledger_again() {
     );
     assert_eq!(bench.pass(30), ["send [A]"]);
 }
+
+#[test]
+fn a_redelivered_command_is_as_old_as_its_own_first_arrival() {
+    let mut bench = Bench::new();
+    bench.deliver(&command("c1", &["A"]));
+    let _ = bench.go();
+    let _ = bench.cancel_ends(&refused("A"));
+    assert_eq!(bench.pass(MAX_AGE), [""; 0]);
+    bench.redeliver(&command("c2", &["A"]));
+    assert_eq!(bench.go(), ["claim c2 [A]", "send [A]"]);
+    let _ = bench.cancel_ends(&reply(6, "ip限制", None));
+    assert_eq!(
+        bench.pass(1),
+        [""; 0],
+        "the refusal of c1 is old, c2 is not"
+    );
+
+    // Two that went back together are both as old as they are, whichever comes first.
+    bench.deliver(&command("c3", &["A"]));
+    let _ = bench.go();
+    assert_eq!(bench.pass(HOLD).last().unwrap(), "return 3");
+    bench.redeliver(&command("c3", &["A"]));
+    bench.redeliver(&command("c2", &["A"]));
+    let _ = bench.go();
+    let _ = bench.look_up_ends(&reply(6, "ip限制", None));
+    let story = bench.pass(MAX_AGE - HOLD - 1);
+    let told: Vec<&String> = story.iter().filter(|s| s.starts_with("tell")).collect();
+    assert_eq!(told, ["tell c3/A unconfirmed", "tell c2/A unconfirmed"]);
+}
