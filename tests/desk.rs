@@ -1207,3 +1207,39 @@ fn a_redelivered_command_is_as_old_as_its_own_first_arrival() {
     let told: Vec<&String> = story.iter().filter(|s| s.starts_with("tell")).collect();
     assert_eq!(told, ["tell c3/A unconfirmed", "tell c2/A unconfirmed"]);
 }
+
+#[test]
+fn a_loss_that_is_heard_of_late_is_made_good() {
+    let mut bench = Bench::with(Verify::Never);
+    bench.deliver(&command("c1", &["A"]));
+    let _ = bench.go();
+    bench.keeps = |action| matches!(action, Action::Tell(_));
+    let _ = bench.cancel_ends(&lost());
+    bench.desk.session_lost(bench.now.mono);
+    bench.redeliver(&command("c1", &["A"]));
+    assert_eq!(bench.go(), ["tell c1/A unconfirmed"]);
+    let Some(open) = bench.open.pop_front() else {
+        panic!("the first telling is open");
+    };
+    bench.fates.push_back(Fate::Lost);
+    bench.answer(open);
+    bench.open.clear();
+    assert_eq!(bench.pass(10), ["tell c1/A unconfirmed"]);
+    bench.keeps = |action| matches!(action, Action::Park(_));
+    let Some(open) = bench.open.pop_front() else {
+        panic!("the last telling is open");
+    };
+    bench.answer(open);
+    assert_eq!(bench.go(), ["park c1 unsettled"]);
+    bench.desk.session_lost(bench.now.mono);
+    bench.redeliver(&command("c1", &["A"]));
+    assert_eq!(bench.go(), ["park c1 unsettled"]);
+    bench.fates.push_back(Fate::Lost);
+    let Some(open) = bench.open.pop_front() else {
+        panic!("the first copy is open");
+    };
+    bench.answer(open);
+    bench.open.clear();
+    bench.keeps = |_| false;
+    assert_eq!(bench.pass(10), ["park c1 unsettled", "ack 3"]);
+}

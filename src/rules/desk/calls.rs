@@ -24,14 +24,14 @@ impl Desk {
                     let denied = self.lanes[lane.0].query_denied;
                     let retry = self.policy.retry;
                     let Some(order) = self.still_wanted(now, key, false) else {
-                        self.lanes[lane.0].call_not_made(now.mono);
+                        self.lanes[lane.0].call_not_made();
                         continue;
                     };
                     if denied {
                         let seen = LookUp::NotPermitted("asked before".into());
                         let step = next::after_look_up(&mut order.tries, seen, retry, 0.0);
                         self.step(now, key, step);
-                        self.lanes[lane.0].call_not_made(now.mono);
+                        self.lanes[lane.0].call_not_made();
                         continue;
                     }
                     order.phase = Phase::InCall;
@@ -52,7 +52,7 @@ impl Desk {
                         None => false,
                     });
                     if keys.is_empty() {
-                        self.lanes[lane.0].call_not_made(now.mono);
+                        self.lanes[lane.0].call_not_made();
                         continue;
                     }
                     self.actions.push(Action::Send(SendList {
