@@ -747,7 +747,7 @@ fn what_is_too_old_ends_as_it_stands() {
         bench.pass(MAX_AGE - HOLD),
         [
             "probe",
-            "record [c2/B=api_unavailable]",
+            "record [B=api_unavailable c2/B=api_unavailable]",
             "note recovered",
             "tell c2/B api_unavailable",
             "park c2 unsettled",
@@ -1242,4 +1242,56 @@ fn a_loss_that_is_heard_of_late_is_made_good() {
     bench.open.clear();
     bench.keeps = |_| false;
     assert_eq!(bench.pass(10), ["park c1 unsettled", "ack 3"]);
+}
+
+#[test]
+fn an_open_record_ends_with_the_last_command_that_waits() {
+    let mut bench = Bench::new();
+    let soon = Sent {
+        deadline: Some(HOLD + 1),
+        ..command("c2", &["B"])
+    };
+    bench.deliver(&command("c1", &["A"]));
+    let _ = bench.go();
+    assert_eq!(
+        bench.cancel_ends(&reply(6, "ip限制", None)),
+        ["note stopped"]
+    );
+    bench.deliver(&soon);
+    bench.probes_answered = false;
+    let _ = bench.go();
+    assert_eq!(
+        bench.pass(HOLD),
+        ["probe", "record [B=waiting]", "return 1", "return 2"]
+    );
+    bench.redeliver(&soon);
+    let _ = bench.go();
+    assert_eq!(
+        bench.pass(1),
+        [
+            "record [B=deadline_passed c2/B=deadline_passed]",
+            "tell c2/B deadline_passed",
+            "ack 3"
+        ]
+    );
+}
+
+#[test]
+fn a_half_of_a_list_that_may_be_cancelled_is_not_told_as_expired() {
+    let mut bench = Bench::new();
+    bench.deliver(&Sent {
+        deadline: Some(30),
+        ..command("c1", &["A", "B", "C", "D"])
+    });
+    let _ = bench.go();
+    assert_eq!(
+        bench.cancel_ends(&reply(100, "单据不存在", None)),
+        ["send [A B]", "send [C D]"]
+    );
+    let throttled = reply(100, "超过每分钟最大调用频率限制", None);
+    assert_eq!(bench.cancel_ends(&throttled), ["note cools 60s"]);
+    assert_eq!(bench.cancel_ends(&throttled), [""; 0]);
+    let story = bench.pass(30);
+    let told = story.iter().filter(|s| s.ends_with(" unconfirmed")).count();
+    assert_eq!(told, 4, "{story:?}");
 }

@@ -314,7 +314,7 @@ impl Desk {
             lane.send(key);
             return;
         };
-        order.tries.tainted = true;
+        order.tries.doubt();
         order.phase = Phase::Doubtful;
         if retry.verify == Verify::Never || lane.query_denied {
             let ending = next::unconfirmed(&what, !lane.query_denied, retry.verify);

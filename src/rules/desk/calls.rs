@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Desk;
 use super::action::{Action, CallId, LaneId, Note, OrderState, SendList};
-use super::hand::{OnRecord, Order, Phase, deadline_passed};
+use super::hand::{OnRecord, Order, Phase};
 use crate::rules::judge::{self, CallEnd, CancelLists, FoundOrder, LookUp, News};
 use crate::rules::lane::{Method, NextCall, OrderKey};
 use crate::rules::next::{self, Next};
@@ -75,11 +75,11 @@ impl Desk {
         key: OrderKey,
         cancels: bool,
     ) -> Option<&mut Order> {
-        let waiters = self.orders.get(&key)?.waiters.clone();
         if cancels {
-            for (command, place) in waiters {
+            for (command, place) in self.orders.get(&key)?.waiters.clone() {
                 if self.commands.get(&command).is_some_and(|c| c.is_late(now)) {
-                    self.retire(now, key, command, place, deadline_passed());
+                    let ending = self.orders.get(&key)?.too_late();
+                    self.retire(now, key, command, place, ending);
                 }
             }
         }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::Desk;
 use super::action::{CommandKey, OrderState};
-use super::hand::{OnRecord, Open, Park, Phase, Stage, deadline_passed};
+use super::hand::{OnRecord, Open, Park, Phase, Stage};
 use crate::rules::lane::OrderKey;
 use crate::rules::time::{Mono, Now, later};
 
@@ -42,8 +42,8 @@ impl Desk {
             };
             let ending = match order.phase {
                 Phase::Claiming | Phase::InCall | Phase::Ending => continue,
-                Phase::Waiting if late => deadline_passed(),
-                Phase::Waiting | Phase::Doubtful if too_old => order.as_it_stands(),
+                Phase::Waiting if late => order.too_late(),
+                Phase::Waiting | Phase::Doubtful if too_old => order.too_old(),
                 Phase::Waiting | Phase::Doubtful => continue,
             };
             self.retire(now, order_key, key, place, ending);
