@@ -353,9 +353,10 @@ impl Lane {
         }
     }
 
-    /// A call that was to be made was not, for want of a record.
-    pub fn call_not_made(&mut self, now: Mono) {
-        self.pace.ended(now);
+    /// The call that was to be made is not: nobody waits for its orders any more. Call it at once
+    /// after [`Lane::next_call`].
+    pub fn call_not_made(&mut self) {
+        self.pace.undo_began();
     }
 
     fn heard(&mut self, method: Method) -> Option<Turn> {

@@ -24,8 +24,18 @@ pub struct Tries {
     /// A call that carried it was left without a clear answer at some time, so a later refusal may
     /// be the echo of our own success.
     pub tainted: bool,
+    /// The latest such call has not been looked into yet: it may have cancelled the order.
+    pub in_doubt: bool,
     /// The refusal that is being looked into.
     pub refusal: Option<Reason>,
+}
+
+impl Tries {
+    /// A call that carried the order is left without a clear answer.
+    pub fn doubt(&mut self) {
+        self.tainted = true;
+        self.in_doubt = true;
+    }
 }
 
 /// How orders are retried.
@@ -71,7 +81,9 @@ pub fn after_cancel(
         Verdict::ListRefused(reason) => {
             // "No such order" may also mean "cancelled already", so whatever this call did, a
             // refusal that follows is looked into.
-            tries.tainted |= reason.code == ReasonCode::OrderNotFound;
+            if reason.code == ReasonCode::OrderNotFound {
+                tries.doubt();
+            }
             Next::Halve
         }
         Verdict::CallRefused(words) => {
@@ -92,7 +104,7 @@ pub fn after_cancel(
         }
         Verdict::InDoubt(what) => {
             tries.spent += 1;
-            tries.tainted = true;
+            tries.doubt();
             tries.look_ups = 0;
             tries.refusal = None;
             if look_up_works {
@@ -130,18 +142,23 @@ fn is_refusal(reason: &Reason) -> bool {
 pub fn after_look_up(tries: &mut Tries, seen: LookUp, retry: Retry, chance: f64) -> Next {
     match seen {
         LookUp::Cancelled => Next::End(Ending::Cancelled),
-        LookUp::Cancellable(state) => match tries.refusal.take() {
-            // Its state allows it, so this refusal had another cause; and our call did not do it.
-            Some(reason) if reason.code != ReasonCode::OrderState => Next::End(Ending::Not(reason)),
-            _ if tries.spent < retry.max_attempts => Next::SendIn(Duration::ZERO),
-            _ => {
-                let message = format!(
-                    "gave up after {} calls; the order was looked up and is not cancelled (status {state})",
-                    tries.attempts
-                );
-                Next::End(Ending::not(ReasonCode::ApiUnavailable, message))
+        LookUp::Cancellable(state) => {
+            tries.in_doubt = false;
+            match tries.refusal.take() {
+                // Its state allows it, so this refusal had another cause; our call did not do it.
+                Some(reason) if reason.code != ReasonCode::OrderState => {
+                    Next::End(Ending::Not(reason))
+                }
+                _ if tries.spent < retry.max_attempts => Next::SendIn(Duration::ZERO),
+                _ => {
+                    let message = format!(
+                        "gave up after {} calls; the order was looked up and is not cancelled (status {state})",
+                        tries.attempts
+                    );
+                    Next::End(Ending::not(ReasonCode::ApiUnavailable, message))
+                }
             }
-        },
+        }
         LookUp::Final(state) => Next::End(Ending::Not(match tries.refusal.take() {
             Some(reason) if is_refusal(&reason) => {
                 Reason::new(reason.code, format!("{} (status {state})", reason.message))
@@ -168,6 +185,15 @@ pub fn after_look_up(tries: &mut Tries, seen: LookUp, retry: Retry, chance: f64)
             Next::End(stands(tries, &message))
         }
     }
+}
+
+/// How an order ends that is not to be sent any more, for `reason`; `why_not` says why it cannot be
+/// looked up either, should it be in doubt.
+pub fn as_it_stands(tries: &Tries, reason: Reason, why_not: &str) -> Ending {
+    if tries.in_doubt || tries.refusal.is_some() {
+        return stands(&mut tries.clone(), why_not);
+    }
+    Ending::Not(reason)
 }
 
 /// Where a look-up brings no light: a refusal stands if nothing of ours can be behind it.
@@ -424,5 +450,29 @@ mod tests {
         );
         assert_eq!(after(ReasonCode::OrderNotFound, false), Next::Halve);
         assert_eq!((tries.spent, tries.tainted), (0, true));
+    }
+
+    #[test]
+    fn without_more_time_an_order_ends_by_what_is_known_of_it() {
+        let late = || Reason::new(ReasonCode::DeadlinePassed, "late");
+        let code = |tries: &Tries| match as_it_stands(tries, late(), "no time") {
+            Ending::Not(reason) => reason.code,
+            Ending::Cancelled => panic!("nobody said so"),
+        };
+        let mut tries = Tries::default();
+        assert_eq!(code(&tries), ReasonCode::DeadlinePassed);
+        tries.doubt();
+        assert_eq!(code(&tries), ReasonCode::Unconfirmed);
+        let state = LookUp::Cancellable("20".into());
+        let _ = after_look_up(&mut tries, state, retry(IN_DOUBT), 0.5);
+        assert_eq!(code(&tries), ReasonCode::DeadlinePassed);
+        let refusal = Some(Reason::new(ReasonCode::OrderState, "no"));
+        tries.refusal = refusal.clone();
+        assert_eq!(code(&tries), ReasonCode::Unconfirmed);
+        tries = Tries {
+            refusal,
+            ..Tries::default()
+        };
+        assert_eq!(code(&tries), ReasonCode::OrderState);
     }
 }

@@ -92,12 +92,19 @@ impl Pace {
     pub fn began(&mut self, now: Mono) {
         self.in_flight += 1;
         if self.per_minute > 0 {
-            let gap = WINDOW / u32::try_from(self.per_minute).unwrap_or(u32::MAX);
+            let gap = self.gap();
             // From when it was due, not from now, or every late timer would cost a little of the
             // rate; but a pause is not made up for.
             let behind = Mono(now.0.saturating_sub(gap));
             self.due = self.due.max(behind) + gap;
         }
+    }
+
+    /// The call that just began is not made after all, so it takes no place in the minute.
+    pub fn undo_began(&mut self) {
+        debug_assert!(self.in_flight > 0, "no call began");
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.due = Mono(self.due.0.saturating_sub(self.gap()));
     }
 
     /// A call has ended, however it did.
@@ -106,6 +113,14 @@ impl Pace {
         self.in_flight = self.in_flight.saturating_sub(1);
         if self.per_minute > 0 {
             self.freed_at.push_back(now + WINDOW + WINDOW_MARGIN);
+        }
+    }
+
+    /// Between calls that are spread evenly; nothing where there is no limit.
+    fn gap(&self) -> Duration {
+        match u32::try_from(self.per_minute).unwrap_or(u32::MAX) {
+            0 => Duration::ZERO,
+            per_minute => WINDOW / per_minute,
         }
     }
 
@@ -205,6 +220,17 @@ mod tests {
             "then one a second: {times:?}"
         );
         assert_eq!(times.len(), 60);
+    }
+
+    #[test]
+    fn a_call_that_is_not_made_costs_nothing() {
+        let mut pace = Pace::new(2, 1);
+        for _ in 0..100 {
+            assert_eq!(pace.ask(at(0)), Leave::Go);
+            pace.began(at(0));
+            pace.undo_began();
+        }
+        assert_eq!(run(&mut pace, 1, 60_000).len(), 2);
     }
 
     #[test]

@@ -3,8 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use jiff::Timestamp;
-
 use super::Desk;
 use super::action::{
     Action, Claim, Claimed, CommandKey, LaneId, OrderRow, OrderState, ResultRow, Ticket,
@@ -47,6 +45,7 @@ impl Desk {
             }
         }
         let key = CommandKey(self.number());
+        let mut since = now.wall;
         let mut claims = Vec::new();
         let mut entries = Vec::with_capacity(command.entries.len());
         for (place, entry) in command.entries.iter().enumerate() {
@@ -58,6 +57,9 @@ impl Desk {
                     }
                     if let Some(order) = self.orders.get_mut(&order) {
                         order.waiters.push((key, place));
+                        if redelivered {
+                            since = since.min(order.since);
+                        }
                     }
                     Stage::Open(order)
                 }
@@ -87,7 +89,7 @@ impl Desk {
                 fingerprint: Some(command.fingerprint),
                 deadline: command.deadline,
                 arrived: now.mono,
-                since: now.wall,
+                since,
                 redelivered,
                 repeat: twin.is_some(),
                 unconfirmed: entries.len(),
@@ -174,17 +176,9 @@ impl Desk {
     pub fn claimed(&mut self, now: Now, claimed: Claimed) {
         let key = claimed.command;
         self.apply_results(now, key, &claimed.results);
-        if let Some(command) = self.commands.get_mut(&key).filter(|c| c.redelivered) {
-            // The age counts from the first arrival, which a command that went back has behind it.
-            let earlier = claimed
-                .orders
-                .iter()
-                .filter_map(|(_, row)| row.as_ref().map(|r| r.since));
-            command.since = earlier.fold(command.since, Timestamp::min);
-        }
-        let redelivered = self.commands.get(&key).is_some_and(|c| c.redelivered);
         for (order, row) in claimed.orders {
-            self.place(now, order, row, redelivered);
+            self.age(order, row.as_ref());
+            self.place(now, order, row);
         }
         self.tell_decided([key].into_iter());
     }
@@ -260,14 +254,25 @@ impl Desk {
         }
     }
 
+    /// The age counts from the first arrival, which a command that went back has behind it. Only
+    /// an order that is still open tells of it; one that ended was another command's.
+    fn age(&mut self, key: OrderKey, row: Option<&OrderRow>) {
+        let (Some(order), Some(row)) = (self.orders.get_mut(&key), row) else {
+            return;
+        };
+        if matches!(row.state, OrderState::Ended(..)) {
+            return;
+        }
+        order.since = order.since.min(row.since);
+        for (waiter, _) in &order.waiters {
+            if let Some(command) = self.commands.get_mut(waiter).filter(|c| c.redelivered) {
+                command.since = command.since.min(order.since);
+            }
+        }
+    }
+
     /// Where an order goes, by what is recorded of it.
-    pub(super) fn place(
-        &mut self,
-        now: Now,
-        key: OrderKey,
-        row: Option<OrderRow>,
-        redelivered: bool,
-    ) {
+    pub(super) fn place(&mut self, now: Now, key: OrderKey, row: Option<OrderRow>) {
         let retry = self.policy.retry;
         let Some(order) = self.orders.get_mut(&key) else {
             return;
@@ -277,9 +282,6 @@ impl Desk {
             return self.forget(key);
         }
         let lane = &mut self.lanes[order.lane.0];
-        if let (true, Some(row)) = (redelivered, &row) {
-            order.since = order.since.min(row.since);
-        }
         let doubt = match row.as_ref().map(|row| &row.state) {
             None => None,
             Some(OrderState::Ended(Ending::Cancelled, at)) => {
@@ -312,7 +314,7 @@ impl Desk {
             lane.send(key);
             return;
         };
-        order.tries.tainted = true;
+        order.tries.doubt();
         order.phase = Phase::Doubtful;
         if retry.verify == Verify::Never || lane.query_denied {
             let ending = next::unconfirmed(&what, !lane.query_denied, retry.verify);
@@ -321,9 +323,17 @@ impl Desk {
         lane.look_up_at(now.mono, key);
     }
 
-    pub(super) fn detach(&mut self, order: OrderKey, command: CommandKey, place: usize) {
-        if let Some(order) = self.orders.get_mut(&order) {
-            order.waiters.retain(|w| *w != (command, place));
+    /// A command waits for the order no more. An order that nobody waits for leaves the desk at
+    /// once: its command may be in another worker's hands, so whoever brings it in next has to ask
+    /// the ledger again.
+    pub(super) fn detach(&mut self, key: OrderKey, command: CommandKey, place: usize) {
+        let Some(order) = self.orders.get_mut(&key) else {
+            return;
+        };
+        order.waiters.retain(|w| *w != (command, place));
+        if order.waiters.is_empty() && matches!(order.phase, Phase::Waiting | Phase::Doubtful) {
+            self.forget(key);
+            self.lanes_are_stale = true;
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Desk;
 use super::action::{Action, CallId, LaneId, Note, OrderState, SendList};
-use super::hand::{OnRecord, Order, Phase, deadline_passed};
+use super::hand::{OnRecord, Order, Phase};
 use crate::rules::judge::{self, CallEnd, CancelLists, FoundOrder, LookUp, News};
 use crate::rules::lane::{Method, NextCall, OrderKey};
 use crate::rules::next::{self, Next};
@@ -24,14 +24,14 @@ impl Desk {
                     let denied = self.lanes[lane.0].query_denied;
                     let retry = self.policy.retry;
                     let Some(order) = self.still_wanted(now, key, false) else {
-                        self.lanes[lane.0].call_not_made(now.mono);
+                        self.lanes[lane.0].call_not_made();
                         continue;
                     };
                     if denied {
                         let seen = LookUp::NotPermitted("asked before".into());
                         let step = next::after_look_up(&mut order.tries, seen, retry, 0.0);
                         self.step(now, key, step);
-                        self.lanes[lane.0].call_not_made(now.mono);
+                        self.lanes[lane.0].call_not_made();
                         continue;
                     }
                     order.phase = Phase::InCall;
@@ -52,7 +52,7 @@ impl Desk {
                         None => false,
                     });
                     if keys.is_empty() {
-                        self.lanes[lane.0].call_not_made(now.mono);
+                        self.lanes[lane.0].call_not_made();
                         continue;
                     }
                     self.actions.push(Action::Send(SendList {
@@ -75,11 +75,11 @@ impl Desk {
         key: OrderKey,
         cancels: bool,
     ) -> Option<&mut Order> {
-        let waiters = self.orders.get(&key)?.waiters.clone();
         if cancels {
-            for (command, place) in waiters {
+            for (command, place) in self.orders.get(&key)?.waiters.clone() {
                 if self.commands.get(&command).is_some_and(|c| c.is_late(now)) {
-                    self.retire(now, key, command, place, deadline_passed());
+                    let ending = self.orders.get(&key)?.too_late();
+                    self.retire(now, key, command, place, ending);
                 }
             }
         }

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use super::action::{CommandKey, LaneId, OrderRow, OrderState, Ticket};
 use crate::rules::admit::{Envelope, Fingerprint};
 use crate::rules::lane::OrderKey;
-use crate::rules::next::Tries;
-use crate::rules::order::{Ending, OrderNo, ReasonCode};
+use crate::rules::next::{self, Tries};
+use crate::rules::order::{Ending, OrderNo, Outcome, Reason, ReasonCode};
 use crate::rules::time::{Mono, Now};
 
 /// An entry of a command in hand.
@@ -123,15 +123,28 @@ impl Order {
         }
     }
 
-    /// How it ends when there is no more time.
-    pub(super) fn as_it_stands(&self) -> Ending {
-        if self.phase == Phase::Doubtful {
-            let message =
-                "retry.max_age passed while a call without a clear answer could not be looked up";
-            return Ending::not(ReasonCode::Unconfirmed, message);
-        }
+    /// Whether this ending of the one command that waits for the order closes an open record,
+    /// which would otherwise lend its age to commands yet to come. A record of a call that had no
+    /// clear answer stays open, to be looked up, unless the ending says as much.
+    pub(super) fn closes_with(&self, ending: &Ending, waiter: (CommandKey, usize)) -> bool {
+        self.on_record != OnRecord::NothingOpen
+            && self.waiters == [waiter]
+            && (!self.tries.tainted || ending.outcome() == Outcome::Unknown)
+    }
+
+    /// How it ends for a command whose deadline passed.
+    pub(super) fn too_late(&self) -> Ending {
+        let message = "the command's deadline passed before the order could be sent";
+        let reason = Reason::new(ReasonCode::DeadlinePassed, message);
+        next::as_it_stands(&self.tries, reason, "the command's deadline passed")
+    }
+
+    /// How it ends for a command that is too old.
+    pub(super) fn too_old(&self) -> Ending {
         let message = format!("retry.max_age passed after {} calls", self.tries.attempts);
-        Ending::not(ReasonCode::ApiUnavailable, message)
+        let reason = Reason::new(ReasonCode::ApiUnavailable, message);
+        let why_not = "retry.max_age passed before its state could be looked up";
+        next::as_it_stands(&self.tries, reason, why_not)
     }
 }
 
@@ -153,11 +166,4 @@ impl Open {
                 | Stage::Confirmed => None,
             })
     }
-}
-
-pub(super) fn deadline_passed() -> Ending {
-    Ending::not(
-        ReasonCode::DeadlinePassed,
-        "the command's deadline passed before the order could be sent",
-    )
 }

@@ -9,8 +9,8 @@
 //! 1. A delivery arrives; its orders are in hand from that moment, so a second command for one of
 //!    them joins it ([`Desk::arrive`]).
 //! 2. The ledger tells what is recorded ([`Action::Claim`], [`Desk::claimed`]). It is asked after
-//!    the order was taken in hand, and an order leaves the desk only when its ending is durable, so
-//!    whatever ended before is seen.
+//!    the order was taken in hand, and an order leaves the desk only when its ending is durable or
+//!    nobody waits for it, so whatever ended before is seen.
 //! 3. That these orders are being sent is recorded, then the call is made ([`Action::Send`]).
 //! 4. The answer is judged; an ending is recorded ([`Action::Record`]).
 //! 5. Only then it is told ([`Action::Tell`], from [`Desk::recorded`]).
@@ -25,7 +25,7 @@ mod record;
 mod sweep;
 mod telling;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use super::lane::{Lane, LaneReport, OrderKey};
@@ -99,11 +99,14 @@ pub struct Desk {
     rng: fastrand::Rng,
     lanes: Vec<Lane>,
     lane_ids: HashMap<AccountName, LaneId>,
-    commands: HashMap<CommandKey, Open>,
+    /// In the sequence of their arrival, so that the same events have the same answers.
+    commands: BTreeMap<CommandKey, Open>,
     /// The first of each id in hand.
     by_id: HashMap<(LaneId, CommandId), CommandKey>,
     orders: HashMap<OrderKey, Order>,
     by_number: HashMap<(LaneId, OrderNo), OrderKey>,
+    /// Lanes hold orders that have left.
+    lanes_are_stale: bool,
     calls: HashMap<CallId, (LaneId, Vec<OrderKey>)>,
     records: HashMap<RecordId, AfterRecord>,
     draft: (Vec<OrderRow>, Vec<ResultRow>, AfterRecord),
@@ -134,10 +137,11 @@ impl Desk {
             rng,
             lanes,
             lane_ids,
-            commands: HashMap::new(),
+            commands: BTreeMap::new(),
             by_id: HashMap::new(),
             orders: HashMap::new(),
             by_number: HashMap::new(),
+            lanes_are_stale: false,
             calls: HashMap::new(),
             records: HashMap::new(),
             draft: Default::default(),

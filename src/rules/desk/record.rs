@@ -47,14 +47,20 @@ impl Desk {
         place: usize,
         ending: Ending,
     ) {
-        let attempts = self.orders.get(&key).map_or(0, |o| o.tries.attempts);
-        self.detach(key, command, place);
+        let Some(order) = self.orders.get(&key) else {
+            return;
+        };
         let told = Told {
             ending,
-            attempts,
+            attempts: order.tries.attempts,
             replayed: false,
             occurred_at: now.wall,
         };
+        if order.closes_with(&told.ending, (command, place)) {
+            let row = order.row(OrderState::Ended(told.ending.clone(), now.wall));
+            self.draft.0.push(row);
+        }
+        self.detach(key, command, place);
         self.draft_result(command, place, &told);
     }
 

@@ -1,8 +1,10 @@
 //! What time alone brings about: deadlines, ages, deliveries held for too long; and the stop.
 
+use jiff::Timestamp;
+
 use super::Desk;
 use super::action::{CommandKey, OrderState};
-use super::hand::{OnRecord, Open, Park, Phase, Stage, deadline_passed};
+use super::hand::{OnRecord, Open, Park, Phase, Stage};
 use crate::rules::lane::OrderKey;
 use crate::rules::time::{Mono, Now, later};
 
@@ -40,8 +42,8 @@ impl Desk {
             };
             let ending = match order.phase {
                 Phase::Claiming | Phase::InCall | Phase::Ending => continue,
-                Phase::Waiting if late => deadline_passed(),
-                Phase::Waiting | Phase::Doubtful if too_old => order.as_it_stands(),
+                Phase::Waiting if late => order.too_late(),
+                Phase::Waiting | Phase::Doubtful if too_old => order.too_old(),
                 Phase::Waiting | Phase::Doubtful => continue,
             };
             self.retire(now, order_key, key, place, ending);
@@ -68,22 +70,38 @@ impl Desk {
         let Some(command) = self.remove_command(key) else {
             return false;
         };
+        for (order_key, place) in command.open_entries() {
+            if command.ticket.is_some() {
+                self.record_return(order_key, command.since);
+            }
+            self.detach(order_key, key, place);
+        }
         let Some(ticket) = command.ticket else {
             return false;
         };
-        for (order_key, place) in command.open_entries() {
-            self.detach(order_key, key, place);
-            if let Some(order) = self.orders.get_mut(&order_key)
-                && order.on_record == OnRecord::NothingOpen
-            {
-                order.on_record = OnRecord::Waiting;
-                order.since = order.since.min(command.since);
-                let row = order.row(OrderState::Waiting);
-                self.draft.0.push(row);
-            }
-        }
         self.draft.2.returns.push(ticket);
         true
+    }
+
+    /// An order of a delivery that goes back keeps its age and its doubt.
+    fn record_return(&mut self, key: OrderKey, since: Timestamp) {
+        let Some(order) = self.orders.get_mut(&key) else {
+            return;
+        };
+        if order.on_record != OnRecord::NothingOpen {
+            return;
+        }
+        order.since = order.since.min(since);
+        // The record replaces an ending, which may have been `unknown`: that is still to be looked
+        // up before it is sent.
+        let (on_record, state) = if order.tries.tainted {
+            (OnRecord::Sent, OrderState::Sent)
+        } else {
+            (OnRecord::Waiting, OrderState::Waiting)
+        };
+        order.on_record = on_record;
+        let row = order.row(state);
+        self.draft.0.push(row);
     }
 
     pub(super) fn remove_command(&mut self, key: CommandKey) -> Option<Open> {
@@ -97,26 +115,13 @@ impl Desk {
         Some(command)
     }
 
-    /// Lanes keep orders whose commands have gone until their turn comes; where it does not come
-    /// for long, they are dropped together.
+    /// Lanes drop an order that has left when its turn comes; where it does not come for long, they
+    /// drop all of them together.
     pub(super) fn drop_unwanted(&mut self) {
-        let wanted: usize = self.commands.values().map(|c| c.unconfirmed).sum();
-        if self.orders.len() <= 2 * wanted + 1024 {
-            return;
-        }
-        let unwanted: Vec<OrderKey> = self
-            .orders
-            .iter()
-            .filter(|(_, o)| {
-                o.waiters.is_empty() && matches!(o.phase, Phase::Waiting | Phase::Doubtful)
-            })
-            .map(|(key, _)| *key)
-            .collect();
-        for key in unwanted {
-            self.forget(key);
-        }
-        for lane in &mut self.lanes {
-            lane.retain(|key| self.orders.contains_key(&key));
+        if std::mem::take(&mut self.lanes_are_stale) {
+            for lane in &mut self.lanes {
+                lane.retain(|key| self.orders.contains_key(&key));
+            }
         }
     }
 

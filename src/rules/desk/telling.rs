@@ -198,12 +198,13 @@ impl Desk {
                 command.unconfirmed -= 1;
                 self.finish(key);
             }
-            Fate::Unroutable | Fate::Refused => {
+            // A loss may be heard of only when the delivery has come again and the event is on its
+            // way for the second time, so it is told once more.
+            Fate::Unroutable | Fate::Refused | Fate::Lost => {
                 *stage = Stage::Untold(told.clone());
                 let at = now + self.policy.untold_pause;
                 self.untold.push_back((at, key, Some(place)));
             }
-            Fate::Lost => *stage = Stage::Decided(told.clone()),
         }
     }
 
@@ -250,12 +251,13 @@ impl Desk {
                 command.park = Park::Parked;
                 self.finish(key);
             }
-            Fate::Unroutable | Fate::Refused => {
+            Fate::Unroutable | Fate::Refused | Fate::Lost if command.park == Park::Parking => {
                 command.park = Park::Needed;
                 let at = now + self.policy.untold_pause;
                 self.untold.push_back((at, key, None));
             }
-            Fate::Lost => command.park = Park::Needed,
+            // Of a session that is lost: another copy is due already.
+            Fate::Unroutable | Fate::Refused | Fate::Lost => {}
         }
     }
 
