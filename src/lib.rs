@@ -6,6 +6,10 @@
 //! [`admin`] and [`telemetry`] show people what happens, and [`cli`] is what they type.
 //!
 //! `docs/ARCHITECTURE.md` tells the laws and the order in which things become durable.
+
+// Every failure has a path; a panic would lose the commands in hand.
+#![warn(clippy::unwrap_used)]
+
 pub mod admin;
 pub mod app;
 pub mod broker;
