@@ -1,1 +1,3 @@
 //! The Wangdian gateway: how a request is signed, what its bytes mean, one attempt at a call.
+pub mod sign;
+pub mod wire;
