@@ -51,6 +51,10 @@ const LOOK_UP_PAGE: Paging = Paging {
     page_no: 0,
     calc_total: true,
 };
+/// Beijing's time is ahead of UTC by this, all year round.
+const BEIJING_SECONDS: i64 = 8 * 3600;
+/// A difference between clocks that is taken for none when zones are told apart.
+const ZONE_TOLERANCE_SECONDS: i64 = 600;
 /// The offset before any reading; no reading is that far off.
 const NOT_MEASURED: i64 = i64::MIN;
 
@@ -227,7 +231,8 @@ impl Client {
                 .unwrap_or(begun)
                 .as_second();
             // The newest reading wins; nothing else hangs on the order.
-            self.clock_offset.store(theirs - middle, Ordering::Relaxed);
+            let offset = believable(theirs - middle, self.clock_offset_seconds());
+            self.clock_offset.store(offset, Ordering::Relaxed);
         }
         ended
     }
@@ -408,6 +413,21 @@ fn retry_after(headers: &HeaderMap, gateway_time: i64) -> Option<Duration> {
     Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
 }
 
+/// The offset to go by. No sample of the method's answer is published, so a time without a zone may
+/// be meant in UTC after all (inferred: it is Beijing's). A reading that is off by just the
+/// difference is believed at first, for a clock can be wrong in just that way; when that did not
+/// help, for the clock is measured again, the other meaning is tried, and so on in turn.
+fn believable(reading: i64, known: Option<i64>) -> i64 {
+    let other = reading.saturating_add(BEIJING_SECONDS);
+    let is_ambiguous = other.abs() <= ZONE_TOLERANCE_SECONDS;
+    let did_not_help = known.is_some_and(|known| (known - reading).abs() <= ZONE_TOLERANCE_SECONDS);
+    if is_ambiguous && did_not_help {
+        other
+    } else {
+        reading
+    }
+}
+
 /// The innermost cause. The layers above it only say that a request failed, and the outermost one
 /// names the URL.
 fn words(error: &reqwest::Error) -> String {
@@ -446,6 +466,19 @@ fn printable(text: &str, max_chars: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_zone_that_was_misread_is_found_out_by_the_second_reading() {
+        assert_eq!(believable(3, None), 3);
+        assert_eq!(believable(300, Some(300)), 300);
+        assert_eq!(
+            believable(-28_798, None),
+            -28_798,
+            "a clock may be wrong in just that way"
+        );
+        assert_eq!(believable(-28_798, Some(-28_799)), 2);
+        assert_eq!(believable(-28_798, Some(2)), -28_798, "and in turn");
+    }
 
     #[test]
     fn urls() {
