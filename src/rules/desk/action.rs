@@ -10,7 +10,7 @@ use crate::rules::lane::{OrderKey, Turn};
 use crate::rules::order::{CommandId, Ending, OrderNo};
 
 /// A command in hand, by its number in this run of the worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct CommandKey(pub(super) u64);
 
 /// A call, by its number in this run of the worker.
@@ -18,7 +18,7 @@ pub struct CommandKey(pub(super) u64);
 pub struct CallId(pub u64);
 
 /// A record on its way to the ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct RecordId(pub(super) u64);
 
 /// One delivery of the broker that is to be answered. The broker's side numbers them.
