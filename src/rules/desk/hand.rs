@@ -52,6 +52,9 @@ pub(super) struct Open {
     pub(super) arrived: Mono,
     pub(super) since: Timestamp,
     pub(super) redelivered: bool,
+    /// The ledger told what is recorded of it. Before, nothing is decided for it: it may be a
+    /// finished command that is to be told again, or its id may have been used.
+    pub(super) claimed: bool,
     /// The same command is in hand already, so these events say again what that one says.
     pub(super) repeat: bool,
     pub(super) entries: Vec<(Arc<str>, Stage)>,
@@ -100,6 +103,8 @@ pub(super) struct Order {
     pub(super) tries: Tries,
     pub(super) since: Timestamp,
     pub(super) on_record: OnRecord,
+    /// How it ended, durably, while commands that wait for it are not claimed yet.
+    pub(super) ended: Option<Told>,
     pub(super) waiters: Vec<(CommandKey, usize)>,
 }
 

@@ -26,13 +26,17 @@ impl Desk {
         self.end_as(key, told);
     }
 
-    /// Everyone who waits for the order is told this, after it is recorded for each.
+    /// Everyone who waits for the order is told this, after it is recorded for each; those whose
+    /// record is not known yet wait on.
     pub(super) fn end_as(&mut self, key: OrderKey, told: Told) {
         let Some(order) = self.orders.get_mut(&key) else {
             return;
         };
         order.phase = Phase::Ending;
-        for (command, place) in std::mem::take(&mut order.waiters) {
+        let commands = &self.commands;
+        let is_claimed = |w: &mut (CommandKey, usize)| commands.get(&w.0).is_none_or(|c| c.claimed);
+        let claimed: Vec<(CommandKey, usize)> = order.waiters.extract_if(.., is_claimed).collect();
+        for (command, place) in claimed {
             self.draft_result(command, place, &told);
         }
         self.draft.2.ended.push((key, told));
@@ -125,12 +129,17 @@ impl Desk {
         touched.dedup();
         self.tell_decided(touched.into_iter());
         for (key, told) in after.ended {
-            let joined = self.orders.get(&key).is_some_and(|o| !o.waiters.is_empty());
-            if joined {
-                // They came while the ending was on its way to the ledger; it is theirs too.
+            let Some(order) = self.orders.get_mut(&key) else {
+                continue;
+            };
+            // They came while the ending was on its way to the ledger; it is theirs too.
+            let mut joined = order.waiters.iter();
+            if order.waiters.is_empty() {
+                self.forget(key);
+            } else if joined.any(|(c, _)| self.commands.get(c).is_none_or(|c| c.claimed)) {
                 self.end_as(key, told);
             } else {
-                self.forget(key);
+                order.ended = Some(told);
             }
         }
     }
