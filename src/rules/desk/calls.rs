@@ -80,11 +80,11 @@ impl Desk {
         cancels: bool,
     ) -> Option<&mut Order> {
         if cancels {
-            for (command, place) in self.orders.get(&key)?.waiters.clone() {
+            for (command, _) in self.orders.get(&key)?.waiters.clone() {
                 let command_in_hand = self.commands.get(&command);
                 if command_in_hand.is_some_and(|c| c.claimed && c.is_late(now)) {
                     let ending = self.orders.get(&key)?.too_late();
-                    self.retire(now, key, command, place, ending);
+                    self.retire(now, key, command, ending);
                 }
             }
         }

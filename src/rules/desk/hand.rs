@@ -128,12 +128,11 @@ impl Order {
         }
     }
 
-    /// Whether this ending of the one command that waits for the order closes an open record,
+    /// Whether this ending of the last command that waits for the order closes an open record,
     /// which would otherwise lend its age to commands yet to come. A record of a call that had no
     /// clear answer stays open, to be looked up, unless the ending says as much.
-    pub(super) fn closes_with(&self, ending: &Ending, waiter: (CommandKey, usize)) -> bool {
+    pub(super) fn closes_with(&self, ending: &Ending) -> bool {
         self.on_record != OnRecord::NothingOpen
-            && self.waiters == [waiter]
             && (!self.tries.tainted || ending.outcome() == Outcome::Unknown)
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Desk;
 use super::action::{Action, CommandKey, OrderState, Record, RecordId, ResultRow};
-use super::hand::{Phase, Stage, Told};
+use super::hand::{Open, Phase, Stage, Told};
 use crate::rules::lane::OrderKey;
 use crate::rules::order::Ending;
 use crate::rules::time::Now;
@@ -42,30 +42,37 @@ impl Desk {
         self.draft.2.ended.push((key, told));
     }
 
-    /// One command stops waiting for an order that may go on for others.
-    pub(super) fn retire(
-        &mut self,
-        now: Now,
-        key: OrderKey,
-        command: CommandKey,
-        place: usize,
-        ending: Ending,
-    ) {
-        let Some(order) = self.orders.get(&key) else {
+    /// One command stops waiting for an order that may go on for others. If it is in hand twice,
+    /// the same is told twice.
+    pub(super) fn retire(&mut self, now: Now, key: OrderKey, command: CommandKey, ending: Ending) {
+        let (Some(order), Some(first)) = (self.orders.get(&key), self.commands.get(&command))
+        else {
             return;
         };
+        let is_same = |other: &Open| {
+            other.fingerprint == first.fingerprint
+                && other.envelope.command_id == first.envelope.command_id
+        };
+        let twins: Vec<(CommandKey, usize)> = order
+            .waiters
+            .iter()
+            .filter(|(waiter, _)| self.commands.get(waiter).is_some_and(is_same))
+            .copied()
+            .collect();
         let told = Told {
             ending,
             attempts: order.tries.attempts,
             replayed: false,
             occurred_at: now.wall,
         };
-        if order.closes_with(&told.ending, (command, place)) {
+        if twins.len() == order.waiters.len() && order.closes_with(&told.ending) {
             let row = order.row(OrderState::Ended(told.ending.clone(), now.wall));
             self.draft.0.push(row);
         }
-        self.detach(key, command, place);
-        self.draft_result(command, place, &told);
+        for (twin, place) in twins {
+            self.detach(key, twin, place);
+            self.draft_result(twin, place, &told);
+        }
     }
 
     pub(super) fn draft_result(&mut self, key: CommandKey, place: usize, told: &Told) {
