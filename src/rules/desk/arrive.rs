@@ -91,6 +91,7 @@ impl Desk {
                 arrived: now.mono,
                 since,
                 redelivered,
+                claimed: false,
                 repeat: twin.is_some(),
                 unconfirmed: entries.len(),
                 entries,
@@ -133,6 +134,7 @@ impl Desk {
                 arrived: now.mono,
                 since: now.wall,
                 redelivered: false,
+                claimed: true,
                 repeat: false,
                 unconfirmed: entries.len(),
                 entries,
@@ -166,6 +168,7 @@ impl Desk {
                 tries: Tries::default(),
                 since: now.wall,
                 on_record: OnRecord::NothingOpen,
+                ended: None,
                 waiters: Vec::new(),
             },
         );
@@ -176,6 +179,17 @@ impl Desk {
     pub fn claimed(&mut self, now: Now, claimed: Claimed) {
         let key = claimed.command;
         self.apply_results(now, key, &claimed.results);
+        self.follow_twin(key);
+        if let Some(command) = self.commands.get_mut(&key) {
+            command.claimed = true;
+            let open: Vec<OrderKey> = command.open_entries().map(|(order, _)| order).collect();
+            for order in open {
+                let ended = self.orders.get_mut(&order).and_then(|o| o.ended.take());
+                if let Some(told) = ended {
+                    self.end_as(order, told);
+                }
+            }
+        }
         for (order, row) in claimed.orders {
             self.age(order, row.as_ref());
             self.place(now, order, row);
@@ -220,6 +234,44 @@ impl Desk {
             self.detach(order, key, place);
         }
         for (place, told) in invalid {
+            self.draft_result(key, place, &told);
+        }
+    }
+
+    /// What the same command, in hand already, is about to be told is told here too; the ledger may
+    /// have been asked before it was recorded.
+    fn follow_twin(&mut self, key: CommandKey) {
+        let Some(command) = self.commands.get(&key).filter(|c| c.repeat) else {
+            return;
+        };
+        let id = command
+            .lane
+            .map(|lane| (lane, command.envelope.command_id.clone()));
+        let Some(first) = id.and_then(|id| self.commands.get(self.by_id.get(&id)?)) else {
+            return;
+        };
+        let decided: HashMap<&str, &Told> = first
+            .entries
+            .iter()
+            .filter_map(|(shown, stage)| match stage {
+                Stage::Recording(told) if is_settled(&told.ending) => Some((&**shown, told)),
+                Stage::Open(_)
+                | Stage::Recording(_)
+                | Stage::Decided(_)
+                | Stage::Telling(_)
+                | Stage::Untold(_)
+                | Stage::Confirmed => None,
+            })
+            .collect();
+        let followed: Vec<(OrderKey, usize, Told)> = command
+            .open_entries()
+            .filter_map(|(order, place)| {
+                let told = decided.get(&*command.entries[place].0)?;
+                Some((order, place, (*told).clone()))
+            })
+            .collect();
+        for (order, place, told) in followed {
+            self.detach(order, key, place);
             self.draft_result(key, place, &told);
         }
     }
@@ -331,7 +383,8 @@ impl Desk {
             return;
         };
         order.waiters.retain(|w| *w != (command, place));
-        if order.waiters.is_empty() && matches!(order.phase, Phase::Waiting | Phase::Doubtful) {
+        let idle = matches!(order.phase, Phase::Waiting | Phase::Doubtful);
+        if order.waiters.is_empty() && (idle || order.ended.is_some()) {
             self.forget(key);
             self.lanes_are_stale = true;
         }

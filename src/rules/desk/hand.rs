@@ -52,6 +52,9 @@ pub(super) struct Open {
     pub(super) arrived: Mono,
     pub(super) since: Timestamp,
     pub(super) redelivered: bool,
+    /// The ledger told what is recorded of it. Before, nothing is decided for it: it may be a
+    /// finished command that is to be told again, or its id may have been used.
+    pub(super) claimed: bool,
     /// The same command is in hand already, so these events say again what that one says.
     pub(super) repeat: bool,
     pub(super) entries: Vec<(Arc<str>, Stage)>,
@@ -100,6 +103,8 @@ pub(super) struct Order {
     pub(super) tries: Tries,
     pub(super) since: Timestamp,
     pub(super) on_record: OnRecord,
+    /// How it ended, durably, while commands that wait for it are not claimed yet.
+    pub(super) ended: Option<Told>,
     pub(super) waiters: Vec<(CommandKey, usize)>,
 }
 
@@ -123,12 +128,11 @@ impl Order {
         }
     }
 
-    /// Whether this ending of the one command that waits for the order closes an open record,
+    /// Whether this ending of the last command that waits for the order closes an open record,
     /// which would otherwise lend its age to commands yet to come. A record of a call that had no
     /// clear answer stays open, to be looked up, unless the ending says as much.
-    pub(super) fn closes_with(&self, ending: &Ending, waiter: (CommandKey, usize)) -> bool {
+    pub(super) fn closes_with(&self, ending: &Ending) -> bool {
         self.on_record != OnRecord::NothingOpen
-            && self.waiters == [waiter]
             && (!self.tries.tainted || ending.outcome() == Outcome::Unknown)
     }
 

@@ -11,11 +11,15 @@
 //! 2. The ledger tells what is recorded ([`Action::Claim`], [`Desk::claimed`]). It is asked after
 //!    the order was taken in hand, and an order leaves the desk only when its ending is durable or
 //!    nobody waits for it, so whatever ended before is seen.
+//!    Until it has told, nothing is decided for that command.
 //! 3. That these orders are being sent is recorded, then the call is made ([`Action::Send`]).
 //! 4. The answer is judged; an ending is recorded ([`Action::Record`]).
 //! 5. Only then it is told ([`Action::Tell`], from [`Desk::recorded`]).
 //! 6. When each event of a command is confirmed, the command is acknowledged
 //!    ([`Action::Acknowledge`]); one that failed is copied to the dead-letter queue before.
+//!
+//! The ledger takes claims, records and lists to be sent in the sequence of the actions, and answers
+//! in that sequence. Everything else may be answered in any.
 
 mod action;
 mod arrive;
@@ -164,6 +168,9 @@ impl Desk {
 
     /// Plans whatever may be done now; everything to be done is in the answer, in sequence.
     pub fn turn(&mut self, now: Now) -> Vec<Action> {
+        // Before the plan: what was drafted of an order that is now sent must not replace the record
+        // that it is.
+        self.flush_draft();
         if !self.draining {
             for lane in 0..self.lanes.len() {
                 self.plan(now, LaneId(lane));

@@ -31,12 +31,12 @@ impl Desk {
     }
 
     pub(super) fn end_overdue(&mut self, now: Now, key: CommandKey, too_old: bool) {
-        let Some(command) = self.commands.get(&key) else {
+        let Some(command) = self.commands.get(&key).filter(|c| c.claimed) else {
             return;
         };
         let late = command.is_late(now);
-        let open: Vec<(OrderKey, usize)> = command.open_entries().collect();
-        for (order_key, place) in open {
+        let open: Vec<OrderKey> = command.open_entries().map(|(order, _)| order).collect();
+        for order_key in open {
             let Some(order) = self.orders.get(&order_key) else {
                 continue;
             };
@@ -46,7 +46,7 @@ impl Desk {
                 Phase::Waiting | Phase::Doubtful if too_old => order.too_old(),
                 Phase::Waiting | Phase::Doubtful => continue,
             };
-            self.retire(now, order_key, key, place, ending);
+            self.retire(now, order_key, key, ending);
         }
     }
 
