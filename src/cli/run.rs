@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::Exit;
+use super::{Exit, Usage};
 use crate::config::Config;
 use crate::worker::Stopped;
 use crate::{app, telemetry};
