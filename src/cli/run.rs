@@ -24,6 +24,7 @@ pub struct Args {
 /// # Errors
 /// When it cannot start or run.
 pub async fn run(args: Args, config: Config) -> anyhow::Result<Exit> {
+    app::ledger_path(&config).map_err(|what| Usage(what.to_owned()))?;
     let format = config
         .log
         .format
