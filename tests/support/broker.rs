@@ -10,6 +10,7 @@
 //! queue are read from its state machine. `rabbitmqctl` and the management plugin tell figures
 //! that are up to 5 s old for those, and a test that believes an old zero passes when it must not.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
@@ -190,6 +192,19 @@ impl Broker {
     /// Ends the memory alarm.
     pub async fn end_alarm(&mut self) {
         self.set_memory_limit(MEMORY_LIMIT, false).await;
+    }
+
+    /// Closes a channel that has held a delivery for this long (406, PRECONDITION_FAILED), as every
+    /// broker does after half an hour. Holds for channels that are opened from now on.
+    pub async fn limit_holding(&mut self, time: Duration) {
+        self.inside
+            .order(&format!(
+                // The ages are looked at when a channel ticks.
+                "application:set_env(rabbit, channel_tick_interval, 500),
+                application:set_env(rabbit, consumer_timeout, {})",
+                time.as_millis()
+            ))
+            .await;
     }
 
     async fn set_memory_limit(&self, limit: &str, alarm: bool) {
@@ -405,6 +420,15 @@ pub struct Queue {
     pub consumers: u64,
 }
 
+/// How a queue or an exchange was declared.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Declared {
+    /// `quorum`, `classic` or `topic`.
+    pub kind: String,
+    pub durable: bool,
+    pub arguments: BTreeMap<String, Value>,
+}
+
 /// One consumer as the broker sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Consumer {
@@ -488,6 +512,39 @@ impl Vhost {
                      prefetch => proplists:get_value(prefetch_count, C),
                      manual_ack => proplists:get_value(ack_required, C)}}
                    || C <- rabbit_amqqueue:consumers_all(<<"{}">>)]"#,
+                self.name
+            ))
+            .await
+    }
+
+    /// How a queue was declared, if it exists.
+    pub async fn declared_queue(&self, name: &str) -> Option<Declared> {
+        self.inside
+            .ask(&format!(
+                r#"case rabbit_amqqueue:lookup(rabbit_misc:r(<<"{}">>, queue, <<"{name}">>)) of
+                    {{ok, Q}} ->
+                        #{{kind => case amqqueue:get_type(Q) of
+                              rabbit_quorum_queue -> quorum; rabbit_classic_queue -> classic end,
+                          durable => amqqueue:is_durable(Q),
+                          arguments => maps:from_list(
+                              [{{K, V}} || {{K, _, V}} <- amqqueue:get_arguments(Q)])}};
+                    _ -> null
+                end"#,
+                self.name
+            ))
+            .await
+    }
+
+    /// How an exchange was declared, if it exists.
+    pub async fn declared_exchange(&self, name: &str) -> Option<Declared> {
+        self.inside
+            .ask(&format!(
+                r#"case rabbit_exchange:lookup(rabbit_misc:r(<<"{}">>, exchange, <<"{name}">>)) of
+                    {{ok, X}} ->
+                        maps:put(arguments, #{{}}, maps:from_list([{{kind, T}} || {{type, T}} <-
+                            rabbit_exchange:info(X, [type])] ++ rabbit_exchange:info(X, [durable])));
+                    _ -> null
+                end"#,
                 self.name
             ))
             .await
