@@ -14,7 +14,7 @@ use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
 
-use super::link::SessionError;
+use super::session::SessionError;
 use super::{BrokerEvent, Deliveries, Settings, wire};
 use crate::rules::desk::{Fate, Finished, Parking, Telling, Ticket};
 

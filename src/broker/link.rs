@@ -6,18 +6,15 @@
 //! it is given out again by the broker. Nothing is repaired in part.
 
 use std::convert::Infallible;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use lapin::options::{ConfirmSelectOptions, QueueDeclareOptions};
-use lapin::protocol::{AMQPErrorKind, AMQPHardError};
 use lapin::types::FieldTable;
 use lapin::uri::{AMQPAuthority, AMQPScheme, AMQPUri};
-use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
+use lapin::{Channel, Connection, ConnectionProperties, Event};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -27,7 +24,8 @@ use tracing::{error, info, warn};
 
 use super::answer::{self, Outlet, Publication, Settlement};
 use super::intake::{Inlet, Tickets};
-use super::topology::{self, TopologyError};
+use super::session::{Progress, SessionError};
+use super::topology;
 use super::{BrokerEvent, Deliveries, Settings};
 use crate::rules::delay::Delays;
 use crate::rules::desk::Intake;
@@ -52,60 +50,6 @@ const GOOD_SESSION: Duration = Duration::from_secs(30);
 /// A graceful close is not waited for longer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What ended a session, or kept one from beginning.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionError {
-    /// The broker or the connection to it.
-    #[error(transparent)]
-    Broker(#[from] lapin::Error),
-    /// The network.
-    #[error("{0}")]
-    Network(String),
-    /// What must be there is not.
-    #[error(transparent)]
-    Topology(#[from] TopologyError),
-    /// The consumer's stream ended.
-    #[error("the broker cancelled the consumer")]
-    Cancelled,
-    /// Publisher confirms did not come in time.
-    #[error("publisher confirms did not come in time")]
-    NoConfirm,
-    /// An acknowledgement did nothing.
-    #[error("an acknowledgement acknowledged nothing")]
-    NotAcknowledged,
-    /// Messages wait, and none comes.
-    #[error("the consumer is silent while messages wait")]
-    Silent,
-    /// An event could not be written as JSON.
-    #[error("an event could not be written: {0}")]
-    Unwritable(serde_json::Error),
-}
-
-impl SessionError {
-    /// Trying again cannot help before somebody mends settings or permissions.
-    fn is_final(&self) -> bool {
-        match self {
-            Self::Topology(TopologyError::Missing(_)) => true,
-            Self::Broker(error) | Self::Topology(TopologyError::Broker(error)) => {
-                match error.kind() {
-                    ErrorKind::ProtocolError(error) => matches!(
-                        error.kind(),
-                        AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)
-                            | AMQPErrorKind::Soft(lapin::protocol::AMQPSoftError::ACCESSREFUSED)
-                    ),
-                    _ => false,
-                }
-            }
-            Self::Network(_)
-            | Self::Cancelled
-            | Self::NoConfirm
-            | Self::NotAcknowledged
-            | Self::Silent
-            | Self::Unwritable(_) => false,
-        }
-    }
-}
-
 /// How the link fares, for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkState {
@@ -123,52 +67,6 @@ pub enum LinkState {
     },
 }
 
-/// What a session did, for operators and for its own watch.
-#[derive(Debug, Default)]
-pub struct Progress {
-    consuming: AtomicBool,
-    delivered: AtomicU64,
-    blocked: Mutex<Option<String>>,
-    ready: AtomicU64,
-}
-
-impl Progress {
-    pub(super) fn subscribed(&self, consuming: bool) {
-        self.consuming.store(consuming, Ordering::Relaxed);
-    }
-
-    pub(super) fn delivered(&self) {
-        self.delivered.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The broker knows our consumer.
-    pub fn is_consuming(&self) -> bool {
-        self.consuming.load(Ordering::Relaxed)
-    }
-
-    /// Deliveries so far.
-    pub fn deliveries(&self) -> u64 {
-        self.delivered.load(Ordering::Relaxed)
-    }
-
-    /// Messages that waited in the queue at the last look.
-    pub fn ready(&self) -> u64 {
-        self.ready.load(Ordering::Relaxed)
-    }
-
-    /// Why the broker takes no publications, while it takes none.
-    pub fn blocked(&self) -> Option<String> {
-        self.blocked
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    fn set_blocked(&self, reason: Option<String>) {
-        *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) = reason;
-    }
-}
-
 /// The worker's end of the link.
 #[derive(Debug)]
 pub struct Link {
@@ -176,7 +74,7 @@ pub struct Link {
     settlements: UnboundedSender<Settlement>,
     intake: watch::Sender<Intake>,
     state: watch::Receiver<LinkState>,
-    progress: std::sync::Arc<Progress>,
+    progress: Arc<Progress>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<(), SessionError>>,
 }
@@ -195,7 +93,7 @@ impl Link {
             since: Timestamp::now(),
             cause: "not connected yet".into(),
         });
-        let progress = std::sync::Arc::new(Progress::default());
+        let progress = Arc::new(Progress::default());
         let (stop, stopped) = oneshot::channel();
         let mut supervisor = Supervisor {
             settings,
@@ -243,7 +141,7 @@ impl Link {
     }
 
     /// What it does.
-    pub fn progress(&self) -> std::sync::Arc<Progress> {
+    pub fn progress(&self) -> Arc<Progress> {
         self.progress.clone()
     }
 
@@ -279,7 +177,7 @@ struct Supervisor {
     settlements: UnboundedReceiver<Settlement>,
     wanted: watch::Receiver<Intake>,
     state: watch::Sender<LinkState>,
-    progress: std::sync::Arc<Progress>,
+    progress: Arc<Progress>,
     tickets: Tickets,
     rng: fastrand::Rng,
 }
@@ -540,9 +438,7 @@ impl Watching<'_> {
                 }
                 Err(_) => return Err(SessionError::Network("the broker does not answer".into())),
             };
-            self.progress
-                .ready
-                .store(u64::from(queue.message_count()), Ordering::Relaxed);
+            self.progress.looked(queue.message_count().into());
             let delivered = self.progress.deliveries();
             let idle = self.progress.is_consuming() && self.deliveries.lock().is_empty();
             let silent = idle && queue.message_count() > 0 && before == Some(delivered);

@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod intake;
 pub mod link;
+pub mod session;
 pub mod topology;
 pub mod wire;
 

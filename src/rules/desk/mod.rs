@@ -40,10 +40,9 @@ use super::time::{Mono, Now};
 use hand::{AfterRecord, Open, Order};
 
 pub use action::{
-    Action, CallId, Claim, Claimed, CommandKey, LaneId, Note, OrderRow, OrderState, Record,
-    RecordId, ResultRow, SendList, Ticket,
+    Action, CallId, Claim, Claimed, CommandKey, Event, Fate, Finished, LaneId, Note, OrderRow,
+    OrderState, Parking, Record, RecordId, ResultRow, SendList, Telling, Ticket,
 };
-pub use telling::{Event, Fate, Finished, Parking, Telling};
 
 /// How the desk does its work.
 #[derive(Debug, Clone, PartialEq)]
