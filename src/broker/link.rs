@@ -5,6 +5,7 @@
 //! a consumer that stays silent while messages wait ends the session as a whole; every delivery of
 //! it is given out again by the broker. Nothing is repaired in part.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +48,8 @@ const RECONNECTS: Delays = Delays {
 };
 /// A session that lasted this long was a good one, so the next begins without delay.
 const GOOD_SESSION: Duration = Duration::from_secs(30);
+/// Causes that are told of one outage at most, should they differ each time.
+const CAUSES_MAX: usize = 32;
 /// A graceful close is not waited for longer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -104,6 +107,8 @@ impl Link {
             state: state_tx,
             progress: progress.clone(),
             tickets: Tickets::default(),
+            causes: BTreeSet::new(),
+            differences: BTreeSet::new(),
             rng,
         };
         let task = tokio::spawn(async move { supervisor.run(stopped).await });
@@ -179,6 +184,10 @@ struct Supervisor {
     state: watch::Sender<LinkState>,
     progress: Arc<Progress>,
     tickets: Tickets,
+    /// Told since the last session; with several nodes they take turns.
+    causes: BTreeSet<String>,
+    /// Told since the start.
+    differences: BTreeSet<String>,
     rng: fastrand::Rng,
 }
 
@@ -198,7 +207,7 @@ impl Supervisor {
                     was_connected = true;
                     self.serve(session).await
                 }
-                Err(error) => Err(error),
+                Err(error) => Err(error.at(|| node(&url))),
             };
             let Err(error) = served else {
                 return Ok(());
@@ -224,26 +233,23 @@ impl Supervisor {
     fn lost(&mut self, url: &AMQPUri, error: &SessionError) {
         self.progress.subscribed(false);
         self.progress.set_blocked(None);
-        let cause = format!("{}:{}: {error}", url.authority.host, url.authority.port);
-        let told_before = self.state.send_if_modified(|state| match state {
+        let cause = format!("{}: {error}", node(url));
+        self.state.send_modify(|state| match state {
             LinkState::Connected { .. } => {
                 *state = LinkState::Disconnected {
                     since: Timestamp::now(),
                     cause: cause.clone(),
                 };
-                true
             }
-            LinkState::Disconnected { cause: known, .. } => {
-                std::mem::replace(known, cause.clone()) != cause
-            }
+            LinkState::Disconnected { cause: known, .. } => known.clone_from(&cause),
         });
-        if told_before {
+        if self.causes.len() < CAUSES_MAX && self.causes.insert(cause.clone()) {
             warn!(cause, "no session with the broker; trying again");
         }
         drop(self.events.send(BrokerEvent::Lost));
     }
 
-    async fn open(&self, url: &AMQPUri) -> Result<Session, SessionError> {
+    async fn open(&mut self, url: &AMQPUri) -> Result<Session, SessionError> {
         let consuming = connect(url, "wdt-cancel-worker: commands").await?;
         let publishing = connect(url, "wdt-cancel-worker: results").await?;
         let found = topology::ensure(&publishing, &self.settings).await?;
@@ -252,6 +258,11 @@ impl Supervisor {
         outlet
             .confirm_select(ConfirmSelectOptions::default())
             .await?;
+        for difference in found.differences {
+            if self.differences.insert(difference.clone()) {
+                warn!(difference, "declared otherwise before, and used as it is");
+            }
+        }
         if found.exchange_is_new {
             self.warn_of_no_queue();
         }
@@ -272,6 +283,7 @@ impl Supervisor {
 
     /// Serves until the worker has no more to settle, which is the end, or the session fails.
     async fn serve(&mut self, session: Session) -> Result<(), SessionError> {
+        self.causes.clear();
         self.state.send_replace(LinkState::Connected {
             since: Timestamp::now(),
         });
@@ -328,6 +340,11 @@ impl Supervisor {
     }
 }
 
+fn node(url: &AMQPUri) -> String {
+    let AMQPAuthority { host, port, .. } = &url.authority;
+    format!("{host}:{port}")
+}
+
 /// Two connections with a channel each.
 struct Session {
     consuming: Connection,
@@ -376,8 +393,10 @@ where
         match connect(url, name).await {
             Ok(connection) => return Ok(connection),
             Err(error) => {
-                let AMQPAuthority { host, port, .. } = &url.authority;
-                failure = anyhow::anyhow!("the broker at {host}:{port}: {error}; check amqp.url");
+                failure = match error.at(|| node(url)) {
+                    refused @ SessionError::Refused { .. } => refused.into(),
+                    error => anyhow::anyhow!("the broker at {}: {error}; check amqp.url", node(url)),
+                };
             }
         }
     }

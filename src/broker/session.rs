@@ -17,6 +17,16 @@ pub enum SessionError {
     /// The network.
     #[error("{0}")]
     Network(String),
+    /// The broker does not let us in, or not near what we need.
+    #[error(
+        "the broker at {node} refuses us: {words}; check the user, password, virtual host and permissions of amqp.url"
+    )]
+    Refused {
+        /// Host and port.
+        node: String,
+        /// What the broker says.
+        words: String,
+    },
     /// What must be there is not.
     #[error(transparent)]
     Topology(#[from] TopologyError),
@@ -41,24 +51,46 @@ impl SessionError {
     /// Trying again cannot help before somebody mends settings or permissions.
     pub(super) fn is_final(&self) -> bool {
         match self {
-            Self::Topology(TopologyError::Missing(_)) => true,
-            Self::Broker(error) | Self::Topology(TopologyError::Broker(error)) => {
-                match error.kind() {
-                    ErrorKind::ProtocolError(error) => matches!(
-                        error.kind(),
-                        AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)
-                            | AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)
-                    ),
-                    _ => false,
-                }
-            }
-            Self::Network(_)
+            Self::Topology(TopologyError::Missing(_)) | Self::Refused { .. } => true,
+            Self::Broker(_)
+            | Self::Topology(TopologyError::Broker(_))
+            | Self::Network(_)
             | Self::Cancelled
             | Self::NoConfirm
             | Self::NotAcknowledged
             | Self::Silent
             | Self::Unwritable(_) => false,
         }
+    }
+
+    /// The same, unless it is a refusal, which then says by which node and what to check.
+    pub(super) fn at(self, node: impl FnOnce() -> String) -> Self {
+        let (Self::Broker(error) | Self::Topology(TopologyError::Broker(error))) = &self else {
+            return self;
+        };
+        match error.kind() {
+            ErrorKind::ProtocolError(said)
+                if matches!(
+                    said.kind(),
+                    AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)
+                        | AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)
+                ) =>
+            {
+                Self::Refused {
+                    node: node(),
+                    words: words(error),
+                }
+            }
+            _ => self,
+        }
+    }
+}
+
+/// What the broker says, where it says something, without our client's words around it.
+pub(super) fn words(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(said) => said.get_message().to_string(),
+        _ => error.to_string(),
     }
 }
 

@@ -216,7 +216,8 @@ impl Store {
     }
 
     /// Looks at the `most` oldest rows of each table and forgets those that did not change since
-    /// `before`; forgets calls that count no longer.
+    /// `before`; forgets calls that count no longer. An order that has not ended stays: that it was
+    /// sent must be known when its command comes again, be it after a long standstill.
     pub(super) fn prune(
         &mut self,
         before: Timestamp,
@@ -225,10 +226,14 @@ impl Store {
     ) -> rusqlite::Result<()> {
         let before = before.as_millisecond();
         let transaction = self.connection.transaction()?;
-        for (table, changed) in [("orders", "changed_at"), ("results", "occurred_at")] {
+        let ended = format!("WHERE state = {ENDED}");
+        for (table, which, changed) in [
+            ("orders", &*ended, "changed_at"),
+            ("results", "", "occurred_at"),
+        ] {
             // From the oldest row on, up to the first that is still to be remembered.
             let sql = format!(
-                "DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY id LIMIT ?2)
+                "DELETE FROM {table} WHERE id IN (SELECT id FROM {table} {which} ORDER BY id LIMIT ?2)
                  AND {changed} < ?1"
             );
             transaction

@@ -1,6 +1,6 @@
 //! A delivery arrives, and the ledger tells what is recorded of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Desk;
@@ -93,6 +93,7 @@ impl Desk {
                 redelivered,
                 claimed: false,
                 repeat: twin.is_some(),
+                undelivered: BTreeSet::new(),
                 unconfirmed: entries.len(),
                 entries,
                 park: Park::NotNeeded,
@@ -136,6 +137,7 @@ impl Desk {
                 redelivered: false,
                 claimed: true,
                 repeat: false,
+                undelivered: BTreeSet::new(),
                 unconfirmed: entries.len(),
                 entries,
                 park: if unreadable {

@@ -91,7 +91,8 @@ pub struct Load {
     pub orders: usize,
     /// Calls.
     pub calls: usize,
-    /// Events that no queue took, and copies for the dead-letter queue.
+    /// Events that no queue took, and copies for the dead-letter queue; those that are being tried
+    /// again still count.
     pub untold: usize,
 }
 
@@ -196,7 +197,7 @@ impl Desk {
             commands: self.commands.len(),
             orders: self.orders.len(),
             calls: self.calls.len(),
-            untold: self.untold.len(),
+            untold: self.commands.values().map(|c| c.undelivered.len()).sum(),
         }
     }
 

@@ -105,6 +105,7 @@ impl Desk {
                     command.park = Park::Needed;
                 }
                 *stage = Stage::Confirmed;
+                command.undelivered.remove(&Some(place));
                 command.unconfirmed -= 1;
                 self.finish(key);
             }
@@ -112,6 +113,7 @@ impl Desk {
             // way for the second time, so it is told once more.
             Fate::Unroutable | Fate::Refused | Fate::Lost => {
                 *stage = Stage::Untold(told.clone());
+                command.undelivered.insert(Some(place));
                 let at = now + self.policy.untold_pause;
                 self.untold.push_back((at, key, Some(place)));
             }
@@ -159,10 +161,12 @@ impl Desk {
         match fate {
             Fate::Confirmed => {
                 command.park = Park::Parked;
+                command.undelivered.remove(&None);
                 self.finish(key);
             }
             Fate::Unroutable | Fate::Refused | Fate::Lost if command.park == Park::Parking => {
                 command.park = Park::Needed;
+                command.undelivered.insert(None);
                 let at = now + self.policy.untold_pause;
                 self.untold.push_back((at, key, None));
             }
@@ -195,6 +199,7 @@ impl Desk {
         for (key, command) in &mut self.commands {
             command.ticket = None;
             command.orphaned_at = Some(now);
+            command.undelivered.clear();
             if command.park == Park::Parking {
                 command.park = Park::Needed;
             }
