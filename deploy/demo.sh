@@ -46,7 +46,7 @@ answers() { # URL
   port=${port#:}
   case $1 in
     # Nobody can greet a TLS port in plain AMQP; that somebody listens must do.
-    amqps:*) timeout 2 bash -c 'exec 3<>"/dev/tcp/$1/$2"' bash "$host" "${port:-5671}" 2>/dev/null ;;
+    amqps:*) listens "$host" "${port:-5671}" ;;
     *) speaks_amqp "$host" "${port:-5672}" ;;
   esac
 }

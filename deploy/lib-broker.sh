@@ -79,7 +79,7 @@ install_broker() {
   local policy=/usr/sbin/policy-rc.d
   (
     if [ ! -e "$policy" ] && as_root true; then
-      # shellcheck disable=SC2016 # "$1" is for the inner shell
+      # shellcheck disable=SC2016 # for the inner shell
       as_root sh -c 'printf "#!/bin/sh\nexit 101\n" >"$1" && chmod 755 "$1"' sh "$policy"
       trap 'as_root rm -f "$policy"' EXIT
       trap 'exit 130' INT TERM HUP
@@ -145,15 +145,18 @@ START
 
 # True when an AMQP server answers there: its first frame begins with a 1.
 speaks_amqp() { # HOST PORT
-  # A subshell, so that a frozen peer costs two seconds and no file descriptor.
+  # A shell of its own, so that a frozen peer costs two seconds and no file descriptor.
+  # shellcheck disable=SC2016 # for the inner shell
   timeout 2 bash -c '
     exec 3<>"/dev/tcp/$1/$2" && printf "AMQP\0\0\11\1" >&3 &&
       [ "$(head -c 1 <&3 | od -An -tu1 | tr -d " ")" = 1 ]
   ' bash "$1" "$2" 2>/dev/null
 }
 
-nobody_listens() { # PORT
-  ! timeout 2 bash -c 'exec 3<>"/dev/tcp/127.0.0.1/$1"' bash "$1" 2>/dev/null
+# True when somebody accepts TCP connections there.
+listens() { # HOST PORT
+  # shellcheck disable=SC2016 # for the inner shell
+  timeout 2 bash -c 'exec 3<>"/dev/tcp/$1/$2"' bash "$1" "$2" 2>/dev/null
 }
 
 # A free port whose PORT + 10000 is free too. Both lie below the range that Linux takes ports for
@@ -162,7 +165,7 @@ free_port() {
   local port
   for _ in {1..100}; do
     port=$((10000 + RANDOM % 12000))
-    if nobody_listens "$port" && nobody_listens $((port + 10000)); then
+    if ! listens 127.0.0.1 "$port" && ! listens 127.0.0.1 $((port + 10000)); then
       printf '%s\n' "$port"
       return
     fi
@@ -171,9 +174,8 @@ free_port() {
 }
 
 BROKER_PIDS=()
-BROKER_URL=
 
-# Starts a broker in a directory and waits until it answers; then BROKER_URL says where it is.
+# Starts a broker in an empty directory and waits until it answers; then BROKER_URL says where it is.
 # Call stop_private_broker at the end, whatever happens: trap it.
 start_private_broker() { # DIR
   local dir=$1 port epmd_port try waited
@@ -181,7 +183,6 @@ start_private_broker() { # DIR
   for try in 1 2 3; do
     port=$(free_port)
     epmd_port=$(free_port)
-    rm -rf "$dir/$try"
     write_private_broker "$dir/$try" "$port" "$epmd_port"
     # A session of their own: Ctrl-C is for the script, which then ends them in good order.
     setsid "$dir/$try/start-epmd" >"$dir/$try/epmd.log" 2>&1 </dev/null &
@@ -191,6 +192,7 @@ start_private_broker() { # DIR
     # A start takes 3 to 6 s; beyond 60 s it is broken.
     for ((waited = 0; waited < 300; waited++)); do
       if speaks_amqp 127.0.0.1 "$port"; then
+        # shellcheck disable=SC2034 # for who sources this
         BROKER_URL="amqp://guest:guest@127.0.0.1:$port/%2f"
         return
       fi
@@ -212,5 +214,4 @@ stop_private_broker() {
     wait "$pid" 2>/dev/null || true
   done
   BROKER_PIDS=()
-  BROKER_URL=
 }
