@@ -395,7 +395,9 @@ where
             Err(error) => {
                 failure = match error.at(|| node(url)) {
                     refused @ SessionError::Refused { .. } => refused.into(),
-                    error => anyhow::anyhow!("the broker at {}: {error}; check amqp.url", node(url)),
+                    error => {
+                        anyhow::anyhow!("the broker at {}: {error}; check amqp.url", node(url))
+                    }
                 };
             }
         }
