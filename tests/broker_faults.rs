@@ -691,6 +691,7 @@ async fn a_drain_that_takes_too_long_ends_and_says_what_was_left() {
     let amqp = scene.amqp().await;
     let mut results = amqp.results().await;
     let mut worker = scene.setup.start_with(&["run", "--drain", "1s"]);
+    worker.wait_ready(LATER).await;
     let load = Load::new(&scene.orders, "QC", 3);
     load.send(&amqp).await;
     scene.until_sent(&load, 3).await;
@@ -766,16 +767,14 @@ async fn while_the_gateway_is_down_commands_stay_in_the_broker() {
     first.send(&amqp).await;
     // One call finds out; then nobody consumes.
     eventually_ok(SOON, "the consumer is cancelled", async || {
-        match scene.vhost.queue(COMMANDS).await {
-            Some(queue) if queue.consumers == 0 => Ok(()),
-            other => Err(other),
-        }
+        let mut consumers = scene.vhost.consumers().await;
+        consumers.retain(|c| c.queue == COMMANDS);
+        consumers.is_empty().then_some(()).ok_or(consumers)
     })
     .await;
     let rest = Load::new(&scene.orders, "REST", 50);
     rest.send(&amqp).await;
-    let held = scene.vhost.queue(COMMANDS).await.unwrap();
-    assert_eq!((held.ready, held.consumers), (50, 0));
+    scene.vhost.queue_holds(SOON, COMMANDS, 50, 1).await;
     let said = not_ready(&worker, "intake").await;
     assert!(said.contains("commands stay in the broker"), "{said}");
 

@@ -49,6 +49,15 @@ impl Setup {
         self
     }
 
+    /// A copy with another setting; the directory is the same.
+    pub fn with(&self, name: &str, value: impl ToString) -> Self {
+        Self {
+            dir: self.dir.clone(),
+            vars: self.vars.clone(),
+        }
+        .set(name, value)
+    }
+
     /// Adds or replaces an account's credentials.
     pub fn account(self, name: &str, account: &Account) -> Self {
         let prefix = format!("WDT_ACCOUNTS__{}", name.to_uppercase());
