@@ -31,7 +31,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// For what waits for that window to pass.
 const OVER_A_MINUTE: Duration = Duration::from_secs(100);
 /// `api.timeout` where a test lets the gateway be silent.
-const SHORT: &str = "1s";
+const SHORT: &str = "2s";
 /// How far a time stamp may lie from the gateway's clock: a call is stamped right before it is sent,
 /// and the clock is measured to about a second.
 const STAMP_TOLERANCE: i64 = 4;
@@ -661,8 +661,13 @@ async fn while_nobody_listens_commands_stay_in_the_broker_and_no_attempt_is_burn
     let check = house.readiness(503, "default", "refused").await;
     assert_eq!(check["state"], "failing");
     eventually(SOON, "intake pauses", async || {
-        let queue = house.vhost.queue(COMMANDS).await?;
-        (queue.consumers == 0).then_some(())
+        house
+            .vhost
+            .consumers()
+            .await
+            .iter()
+            .all(|c| c.queue != COMMANDS)
+            .then_some(())
     })
     .await;
     house.send(["A", "B"]).await;
@@ -867,8 +872,13 @@ async fn a_gateway_that_keeps_failing_is_probed_and_not_burdened() {
 
     // Intake has paused: what comes now stays where it is.
     eventually(SOON, "intake pauses", async || {
-        let queue = house.vhost.queue(COMMANDS).await?;
-        (queue.consumers == 0).then_some(())
+        house
+            .vhost
+            .consumers()
+            .await
+            .iter()
+            .all(|c| c.queue != COMMANDS)
+            .then_some(())
     })
     .await;
     for n in 6..9 {
@@ -890,7 +900,8 @@ async fn a_gateway_that_keeps_failing_is_probed_and_not_burdened() {
         let order = format!("A{n}");
         let sent = orders.times_sent(&order);
         told.cancelled(&order, sent as u64);
-        assert_eq!(orders.times_looked_up(&order), sent - 1, "{order}");
+        // A look-up may be among the calls that failed first, and is then made again.
+        assert!(orders.times_looked_up(&order) >= sent - 1, "{order}");
     }
     house.worker.wait_ready(SOON).await;
     house.close().await;
@@ -1523,14 +1534,11 @@ async fn an_answer_that_repeats_the_signature_does_not_get_it_told() {
         if !call.is_cancel() || !once.is_first(&call.orders[0]) {
             return None;
         }
-        let query = &call.request.query;
+        let sign = sign_of(call.request);
         Some(match &*call.orders[0] {
-            "DOUBT" => Answer::status(99, &format!("其他错误 {query:?}")),
-            "SHAPE" => Answer::status(1, &format!("参数错误 {query:?}")),
-            _ => Answer::orders(
-                &[],
-                &[(&*call.orders[0], &*format!("no: {}", sign_of(call.request)))],
-            ),
+            "DOUBT" => Answer::status(99, &format!("其他错误 sign={sign}")),
+            "SHAPE" => Answer::status(1, &format!("参数错误 sign={sign}")),
+            _ => Answer::orders(&[], &[(&*call.orders[0], &*format!("no: {sign}"))]),
         })
     });
     let gateway = Gateway::start(orders.handler());

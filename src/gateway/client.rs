@@ -11,8 +11,8 @@
 //! are given up early so that this stays rare.
 //!
 //! A signed URL is as good as a credential until its timestamp is too old. No text that leaves this
-//! module holds one: not the URL that the HTTP stack puts into its errors, not an error page that
-//! repeats the request.
+//! module holds one: not the URL that the HTTP stack puts into its errors, not an error page or a
+//! message that repeats the request.
 
 use std::error::Error;
 use std::fmt;
@@ -324,6 +324,7 @@ impl Client {
         signed: &Signed<'_>,
         parse: fn(&[u8]) -> Result<Reply<T>, String>,
     ) -> CallEnd<T> {
+        let body = body.map(|body| without(&signed.sign, body));
         let garbled = |what: String| CallEnd::Garbled { what, retry_after };
         let body = match (status, body) {
             (429, _) => return CallEnd::Throttled { retry_after },
@@ -373,6 +374,16 @@ impl Client {
         [key.as_str(), secret.salt(), &signed.sign, "sign="]
             .iter()
             .any(|secret| body.contains(secret))
+    }
+}
+
+/// The body with the signature crossed out: the gateway's words go into events, logs and health. One
+/// that is not UTF-8 is no answer, and what is shown of it is checked for the signature by itself.
+fn without(sign: &str, body: Vec<u8>) -> Vec<u8> {
+    match String::from_utf8(body) {
+        Ok(text) if text.contains(sign) => text.replace(sign, "***").into_bytes(),
+        Ok(text) => text.into_bytes(),
+        Err(error) => error.into_bytes(),
     }
 }
 
