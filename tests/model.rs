@@ -23,7 +23,7 @@ use wdt_cancel_worker::rules::admit::{self, House, RawCommand, RawProperties};
 use wdt_cancel_worker::rules::delay::Delays;
 use wdt_cancel_worker::rules::desk::{
     AccountPolicy, Action, CallId, Claim, Desk, Fate, Intake, LaneId, OrderState, Parking, Policy,
-    Record, SendList, Telling, Ticket,
+    Record, ResultRow, SendList, Telling, Ticket,
 };
 use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, FoundOrder, Reply};
 use wdt_cancel_worker::rules::next::Retry;
@@ -166,6 +166,15 @@ enum State {
 
 type Key = (LaneId, OrderNo);
 
+/// An ending of an order of a command.
+type ToldOf = (LaneId, CommandId, String, String);
+
+fn told_of(row: &ResultRow) -> ToldOf {
+    let ending = format!("{:?}", row.ending);
+    let no = row.order_no.to_string();
+    (row.lane, row.command_id.clone(), no, ending)
+}
+
 /// What the ledger was asked and has not done yet.
 enum Job {
     Claim(Claim),
@@ -258,7 +267,9 @@ struct World<'a> {
 
     ledger: Ledger,
     /// Every ending that was ever recorded for an order of a command.
-    recorded: BTreeSet<(LaneId, CommandId, String, String)>,
+    recorded: BTreeSet<ToldOf>,
+    /// The same, and those on their way to the ledger.
+    decided: BTreeSet<ToldOf>,
     messages: Vec<Message>,
     /// How many of the commands were sent.
     submitted: usize,
@@ -371,6 +382,7 @@ impl<'a> World<'a> {
             late_losses: Vec::new(),
             ledger: Ledger::default(),
             recorded: BTreeSet::new(),
+            decided: BTreeSet::new(),
             messages: Vec::new(),
             submitted: 0,
             tickets: BTreeMap::new(),
@@ -587,14 +599,7 @@ impl<'a> World<'a> {
             }
             Some(Job::Record(record)) => {
                 self.ledger.keep(&record.orders, &record.results);
-                for row in &record.results {
-                    self.recorded.insert((
-                        row.lane,
-                        row.command_id.clone(),
-                        row.order_no.to_string(),
-                        format!("{:?}", row.ending),
-                    ));
-                }
+                self.recorded.extend(record.results.iter().map(told_of));
                 self.check_flights();
                 self.check_results();
                 self.desk.recorded(record.id);
@@ -674,7 +679,9 @@ impl<'a> World<'a> {
             OrderState::Ended(ending, _) => Some((row.lane, row.order_no.clone(), ending)),
             OrderState::Waiting | OrderState::Sent => None,
         });
-        let results = record.results.iter().filter_map(|row| {
+        // What a twin says again was true when it was first said.
+        let is_new = |row: &&ResultRow| self.decided.insert(told_of(row));
+        let results = record.results.iter().filter(is_new).filter_map(|row| {
             let no = OrderNo::new(&row.order_no).ok()?;
             Some((row.lane, no, &row.ending))
         });
@@ -744,7 +751,13 @@ impl<'a> World<'a> {
 
     fn submit(&mut self) {
         let sent = &self.config.commands[self.submitted];
-        let same = self.config.commands.iter().position(|c| c == sent);
+        let sorted = |sent: &Sent| {
+            let mut orders = sent.orders.clone();
+            orders.sort_unstable();
+            (sent.id, sent.account, orders)
+        };
+        let mut commands = self.config.commands.iter();
+        let same = commands.position(|c| sorted(c) == sorted(sent));
         self.messages.push(Message {
             command: same.unwrap(),
             published_at: self.steps,
@@ -1205,7 +1218,7 @@ fn drawn(rng: &mut fastrand::Rng) -> Config {
 fn by_chance() {
     let runs = match std::env::var("MODEL_RUNS") {
         Ok(runs) => runs.parse().expect("MODEL_RUNS is a number"),
-        Err(_) => 60_000,
+        Err(_) => 40_000,
     };
     let began = Instant::now();
     let mut steps = 0;

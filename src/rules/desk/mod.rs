@@ -105,8 +105,8 @@ pub struct Desk {
     lane_ids: HashMap<AccountName, LaneId>,
     /// In the sequence of their arrival, so that the same events have the same answers.
     commands: BTreeMap<CommandKey, Open>,
-    /// The first of each id in hand.
-    by_id: HashMap<(LaneId, CommandId), CommandKey>,
+    /// Those of each id in hand, in the sequence of their arrival.
+    by_id: HashMap<(LaneId, CommandId), Vec<CommandKey>>,
     orders: HashMap<OrderKey, Order>,
     by_number: HashMap<(LaneId, OrderNo), OrderKey>,
     /// Lanes hold orders that have left.
