@@ -222,6 +222,8 @@ struct Event {
 enum Move {
     /// The ledger does and answers what it was asked first.
     Ledger,
+    /// It answers a claim before the writes that it was asked earlier.
+    ClaimFirst,
     /// A call ends.
     Call(usize),
     /// The broker takes a publication, or does not.
@@ -313,12 +315,16 @@ fn desk(config: &Config) -> Desk {
         hold: HOLD,
         untold_pause: UNTOLD_PAUSE,
     };
-    let accounts = ACCOUNTS.map(|name| AccountPolicy {
-        name: AccountName::new(name).unwrap(),
-        calls_per_minute: config.calls_per_minute,
-        concurrency: config.concurrency,
-        max_orders_per_call: config.max_orders_per_call,
-    });
+    let most = config.commands.iter().map(|sent| sent.account).max();
+    let accounts = ACCOUNTS[..=most.unwrap_or(0)].iter();
+    let accounts: Vec<AccountPolicy> = accounts
+        .map(|name| AccountPolicy {
+            name: AccountName::new(name).unwrap(),
+            calls_per_minute: config.calls_per_minute,
+            concurrency: config.concurrency,
+            max_orders_per_call: config.max_orders_per_call,
+        })
+        .collect();
     Desk::new(policy, &accounts, fastrand::Rng::with_seed(7))
 }
 
@@ -468,6 +474,9 @@ impl<'a> World<'a> {
         if !self.jobs.is_empty() {
             moves.push(Move::Ledger);
         }
+        if self.claim_behind_writes().is_some() {
+            moves.push(Move::ClaimFirst);
+        }
         if !self.answers.is_empty() {
             moves.push(Move::Answer);
         }
@@ -516,7 +525,15 @@ impl<'a> World<'a> {
         self.steps += 1;
         self.tell(|| format!("-- {what:?}"));
         match what {
-            Move::Ledger => self.ledger_does(),
+            Move::Ledger => {
+                let first = self.jobs.pop_front();
+                self.ledger_does(first);
+            }
+            Move::ClaimFirst => {
+                let claim = self.claim_behind_writes();
+                let claim = claim.and_then(|at| self.jobs.remove(at));
+                self.ledger_does(claim);
+            }
             Move::Call(at) => self.call_ends(at),
             Move::Publication(at) => self.publication_ends(at),
             Move::Answer => self.answer(),
@@ -591,8 +608,13 @@ impl<'a> World<'a> {
 
     // The ledger.
 
-    fn ledger_does(&mut self) {
-        match self.jobs.pop_front() {
+    fn claim_behind_writes(&self) -> Option<usize> {
+        let claim = |job: &Job| matches!(job, Job::Claim(_));
+        self.jobs.iter().position(claim).filter(|at| *at > 0)
+    }
+
+    fn ledger_does(&mut self, job: Option<Job>) {
+        match job {
             Some(Job::Claim(claim)) => {
                 let claimed = self.ledger.answer(&claim);
                 self.desk.claimed(self.now, claimed);

@@ -1,4 +1,8 @@
 //! What is decided, and nothing else: no clock, no randomness, no input or output, no wire format.
+
+// A closed set is matched whole: a new outcome must not fall through somewhere.
+#![warn(clippy::wildcard_enum_match_arm)]
+
 pub mod admit;
 pub mod delay;
 pub mod desk;
@@ -7,5 +11,7 @@ pub mod lane;
 pub mod next;
 pub mod order;
 pub mod pace;
+pub mod pattern;
 pub mod policy;
 pub mod time;
+pub mod trace;

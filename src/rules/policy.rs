@@ -30,3 +30,17 @@ impl Verify {
         Self::ALL.into_iter().find(|v| v.as_str() == word)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_is_its_own_choice() {
+        for verify in Verify::ALL {
+            assert_eq!(Verify::parse(verify.as_str()), Some(verify));
+        }
+        assert_eq!(Verify::parse("In_Doubt"), None);
+        assert_eq!(Verify::parse(""), None);
+    }
+}

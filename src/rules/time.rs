@@ -39,3 +39,9 @@ pub fn later(at: Timestamp, time: Duration) -> Timestamp {
     at.saturating_add(jiff::SignedDuration::try_from(time).unwrap_or(jiff::SignedDuration::MAX))
         .unwrap_or(Timestamp::MAX)
 }
+
+/// `at` moved back by `time`, kept within what a timestamp can hold.
+pub fn earlier(at: Timestamp, time: Duration) -> Timestamp {
+    at.saturating_sub(jiff::SignedDuration::try_from(time).unwrap_or(jiff::SignedDuration::MAX))
+        .unwrap_or(Timestamp::MIN)
+}

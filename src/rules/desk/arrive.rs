@@ -1,6 +1,6 @@
 //! A delivery arrives, and the ledger tells what is recorded of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Desk;
@@ -101,6 +101,7 @@ impl Desk {
                 redelivered,
                 claimed: false,
                 repeat,
+                undelivered: BTreeSet::new(),
                 unconfirmed: entries.len(),
                 entries,
                 park: Park::NotNeeded,
@@ -144,6 +145,7 @@ impl Desk {
                 redelivered: false,
                 claimed: true,
                 repeat: false,
+                undelivered: BTreeSet::new(),
                 unconfirmed: entries.len(),
                 entries,
                 park: if unreadable {

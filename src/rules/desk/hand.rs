@@ -1,5 +1,6 @@
 //! Commands and orders in hand.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -58,6 +59,8 @@ pub(super) struct Open {
     /// The same command is in hand already, so these events say again what that one says.
     pub(super) repeat: bool,
     pub(super) entries: Vec<(Arc<str>, Stage)>,
+    /// Entries (or, without one, the dead-letter copy) that no queue took so far.
+    pub(super) undelivered: BTreeSet<Option<usize>>,
     /// Entries that are not confirmed yet.
     pub(super) unconfirmed: usize,
     pub(super) park: Park,

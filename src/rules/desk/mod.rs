@@ -18,8 +18,9 @@
 //! 6. When each event of a command is confirmed, the command is acknowledged
 //!    ([`Action::Acknowledge`]); one that failed is copied to the dead-letter queue before.
 //!
-//! The ledger takes claims, records and lists to be sent in the sequence of the actions, and answers
-//! in that sequence. Everything else may be answered in any.
+//! The ledger writes records and lists to be sent in the sequence of the actions. A claim may be
+//! answered before what was asked of it earlier, and sees only what is durable then; it is never
+//! answered after what was asked later. Everything else may be answered in any sequence.
 
 mod action;
 mod arrive;
@@ -40,10 +41,9 @@ use super::time::{Mono, Now};
 use hand::{AfterRecord, Open, Order};
 
 pub use action::{
-    Action, CallId, Claim, Claimed, CommandKey, LaneId, Note, OrderRow, OrderState, Record,
-    RecordId, ResultRow, SendList, Ticket,
+    Action, CallId, Claim, Claimed, CommandKey, Event, Fate, Finished, LaneId, Note, OrderRow,
+    OrderState, Parking, Record, RecordId, ResultRow, SendList, Telling, Ticket,
 };
-pub use telling::{Event, Fate, Finished, Parking, Telling};
 
 /// How the desk does its work.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,7 +92,8 @@ pub struct Load {
     pub orders: usize,
     /// Calls.
     pub calls: usize,
-    /// Events that no queue took, and copies for the dead-letter queue.
+    /// Events that no queue took, and copies for the dead-letter queue; those that are being tried
+    /// again still count.
     pub untold: usize,
 }
 
@@ -197,7 +198,7 @@ impl Desk {
             commands: self.commands.len(),
             orders: self.orders.len(),
             calls: self.calls.len(),
-            untold: self.untold.len(),
+            untold: self.commands.values().map(|c| c.undelivered.len()).sum(),
         }
     }
 

@@ -1,0 +1,170 @@
+//! The operators' listener: `/livez`, `/readyz` and `/metrics`.
+
+pub mod health;
+pub mod metrics;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::rules::desk::{Intake, Load};
+use crate::rules::lane::LaneReport;
+use crate::rules::time::Now;
+use metrics::Metrics;
+
+/// A worker that has not looked up for this long is stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// Since when.
+    pub since: Timestamp,
+    /// Why.
+    pub cause: String,
+}
+
+impl Trouble {
+    /// Trouble for this cause.
+    pub fn new(since: Timestamp, cause: &str) -> Self {
+        Self {
+            since,
+            cause: cause.to_owned(),
+        }
+    }
+}
+
+/// How everything fares, as the worker saw it last; every second anew.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// When it looked; not yet where none.
+    pub taken_at: Option<Now>,
+    /// The session with the broker, since when, or why there is none.
+    pub session: Result<Timestamp, Trouble>,
+    /// The broker knows our consumer.
+    pub consuming: bool,
+    /// Why the broker takes no publications, if it takes none.
+    pub blocked: Option<String>,
+    /// Messages that waited in the queue at the last look.
+    pub ready: u64,
+    /// Whether commands are to be taken.
+    pub intake: Intake,
+    /// Events find no queue since then.
+    pub undeliverable_since: Option<Timestamp>,
+    /// Why the ledger takes no writes, if it takes none.
+    pub ledger: Option<Trouble>,
+    /// The accounts, in the settings' order.
+    pub accounts: Vec<LaneReport>,
+    /// The gateway's clock less ours, in seconds, in the same order; none before it is measured.
+    pub clock_offsets: Vec<Option<i64>>,
+    /// What is in hand.
+    pub load: Load,
+}
+
+impl Snapshot {
+    /// Before the worker has looked.
+    pub fn starting(now: Timestamp) -> Self {
+        Self {
+            taken_at: None,
+            session: Err(Trouble::new(now, "the worker is starting")),
+            consuming: false,
+            blocked: None,
+            ready: 0,
+            intake: Intake::Open,
+            undeliverable_since: None,
+            ledger: None,
+            accounts: Vec::new(),
+            clock_offsets: Vec::new(),
+            load: Load::default(),
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Desk {
+    snapshot: watch::Receiver<Snapshot>,
+    metrics: Arc<Metrics>,
+}
+
+/// The listener, while it serves.
+#[derive(Debug)]
+pub struct Admin {
+    /// Where it listens.
+    pub address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Admin {
+    /// Listens on `address`; port 0 is any free one.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub async fn start(
+        address: SocketAddr,
+        snapshot: watch::Receiver<Snapshot>,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let router = Router::new()
+            .route("/livez", get(livez))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(text_metrics))
+            .with_state(Desk { snapshot, metrics });
+        let task = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(%error, "the admin listener ended");
+            }
+        });
+        Ok(Self { address, task })
+    }
+
+    /// Stops listening.
+    pub fn stop(self) {
+        self.task.abort();
+    }
+}
+
+async fn livez(State(desk): State<Desk>) -> Response {
+    let taken_at = desk.snapshot.borrow().taken_at;
+    let age = taken_at.map(|at| Timestamp::now().duration_since(at.wall));
+    match age.and_then(|age| Duration::try_from(age).ok()) {
+        Some(age) if age > STUCK_AFTER => {
+            let words = format!("the worker has not looked up for {} s\n", age.as_secs());
+            (StatusCode::SERVICE_UNAVAILABLE, words).into_response()
+        }
+        _ => "ok\n".into_response(),
+    }
+}
+
+async fn readyz(State(desk): State<Desk>) -> Response {
+    let report = health::report(&desk.snapshot.borrow());
+    let status = if report.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    match serde_json::to_string_pretty(&report) {
+        Ok(body) => {
+            let json = [(header::CONTENT_TYPE, "application/json")];
+            (status, json, body + "\n").into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn text_metrics(State(desk): State<Desk>) -> Response {
+    let body = desk.metrics.encode(&desk.snapshot.borrow());
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], body).into_response()
+}

@@ -1,0 +1,193 @@
+//! The composition root: from settings to a running worker, and down again.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::watch;
+use tracing::info;
+
+use crate::admin::metrics::Metrics;
+use crate::admin::{Admin, Snapshot};
+use crate::broker;
+use crate::broker::link::Link;
+use crate::config::{Config, LedgerUrl};
+use crate::gateway::client::{Client, Credentials, GatewayUrl, Http};
+use crate::gateway::sign::AppSecret;
+use crate::ledger::Ledger;
+use crate::rules::delay::Delays;
+use crate::rules::desk::{AccountPolicy, Desk, Policy};
+use crate::rules::next::Retry;
+use crate::rules::order::AccountName;
+use crate::worker::{Clock, Rules, Stopped, Worker};
+
+/// Between tries of one order: a busy document is free again after seconds, a broken one is not
+/// hammered.
+const ORDER_DELAYS: Delays = Delays {
+    first: Duration::from_secs(1),
+    most: Duration::from_secs(60),
+};
+/// A delivery is held at most this long. The broker closes a channel that holds one for 30 minutes,
+/// and looks once a minute.
+const HOLD: Duration = Duration::from_secs(20 * 60);
+/// Between tries of an event that no queue takes.
+const UNTOLD_PAUSE: Duration = Duration::from_secs(10);
+/// Commands taken for each order that can be in a call: while one list is out, the next ones are
+/// recorded, told and acknowledged.
+const PREFETCH_PER_CALL_PLACE: usize = 8;
+/// Bounds of the prefetch: enough to share calls, few enough to bound memory.
+const PREFETCH_MIN: usize = 64;
+const PREFETCH_MAX: usize = 2000;
+
+/// Starts what a worker needs, runs it until `stop`, and takes it down. `seed` decides all chance.
+///
+/// # Errors
+/// When something it needs cannot be had: the ledger, the admin's address, the broker's leave.
+pub async fn run(
+    config: Config,
+    seed: u64,
+    stop: watch::Receiver<u32>,
+    drain: Duration,
+) -> anyhow::Result<Stopped> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let path = ledger_path(&config).map_err(anyhow::Error::msg)?;
+    let names: Vec<AccountName> = config.accounts.keys().cloned().collect();
+    let clients = clients(&config)?;
+
+    let (done_tx, done) = unbounded_channel();
+    let (ledger, recent_calls) =
+        Ledger::open(path, names.clone(), config.ledger.retention, done_tx)?;
+    let clock = Clock::start();
+    let mut desk = Desk::new(policy(&config), &account_policies(&config), rng.fork());
+    for (lane, ago) in recent_calls {
+        desk.remember_call(lane, clock.now().mono, ago);
+    }
+
+    let metrics = Arc::new(Metrics::new());
+    let (snapshot, snapshot_rx) = watch::channel(Snapshot::starting(Timestamp::now()));
+    let admin = Admin::start(config.admin.listen, snapshot_rx, Arc::clone(&metrics))
+        .await
+        .with_context(|| {
+            format!(
+                "admin.listen: {} cannot be listened on",
+                config.admin.listen
+            )
+        })?;
+    info!(address = %admin.address, ledger = %path.display(), accounts = names.len(), "started");
+
+    let (events_tx, events) = unbounded_channel();
+    let worker = Worker {
+        desk,
+        rules: Rules {
+            accounts: names,
+            reply_to_allow: config.amqp.reply_to_allow.clone(),
+        },
+        clients,
+        ledger,
+        done,
+        link: Link::start(broker_settings(&config), events_tx, rng.fork()),
+        events,
+        clock,
+        metrics,
+        snapshot,
+    };
+    let stopped = worker.run(stop, drain).await;
+    admin.stop();
+    stopped
+}
+
+/// The ledger's file.
+///
+/// # Errors
+/// When the settings ask for a ledger that this version does not have.
+pub fn ledger_path(config: &Config) -> Result<&Path, &'static str> {
+    match &config.ledger.url {
+        LedgerUrl::Path(path) => Ok(path),
+        LedgerUrl::Postgres(_) => Err(
+            "ledger.url: found a PostgreSQL URL; this version has the embedded ledger only, so a path would do",
+        ),
+    }
+}
+
+fn policy(config: &Config) -> Policy {
+    Policy {
+        retry: Retry {
+            max_attempts: config.retry.max_attempts,
+            verify: config.api.verify,
+            delays: ORDER_DELAYS,
+        },
+        max_age: config.retry.max_age,
+        hold: HOLD,
+        untold_pause: UNTOLD_PAUSE,
+    }
+}
+
+fn account_policies(config: &Config) -> Vec<AccountPolicy> {
+    config
+        .accounts
+        .iter()
+        .map(|(name, account)| AccountPolicy {
+            name: name.clone(),
+            calls_per_minute: account.calls_per_minute,
+            concurrency: account.concurrency,
+            max_orders_per_call: account.max_orders_per_call,
+        })
+        .collect()
+}
+
+fn clients(config: &Config) -> anyhow::Result<Vec<Arc<Client>>> {
+    let urls = config
+        .accounts
+        .iter()
+        .map(|(name, account)| {
+            GatewayUrl::parse(account.url.as_str()).with_context(|| format!("accounts.{name}.url"))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let http = Http::new(config.api.timeout, &urls).context("the HTTP client cannot be made")?;
+    config
+        .accounts
+        .iter()
+        .zip(urls)
+        .map(|((name, account), url)| {
+            let secret = format!("{}:{}", account.secret.expose(), account.salt.expose());
+            let credentials = Credentials {
+                sid: account.sid.clone(),
+                key: account.key.expose().clone(),
+                secret: AppSecret::parse(&secret)
+                    .with_context(|| format!("accounts.{name}.secret"))?,
+            };
+            Ok(Arc::new(Client::new(http.clone(), url, credentials)))
+        })
+        .collect()
+}
+
+fn broker_settings(config: &Config) -> broker::Settings {
+    broker::Settings {
+        urls: config
+            .amqp
+            .urls
+            .iter()
+            .map(|url| url.expose().clone())
+            .collect(),
+        queue: config.amqp.queue.clone(),
+        exchange: config.amqp.exchange.clone(),
+        dead_queue: config.amqp.dead_queue.clone(),
+        declare: config.amqp.declare,
+        prefetch: prefetch(config),
+    }
+}
+
+/// How many commands are taken from the queue and not yet acknowledged: enough for every account's
+/// calls, within bounds.
+fn prefetch(config: &Config) -> u16 {
+    let places: usize = config
+        .accounts
+        .values()
+        .map(|a| a.concurrency as usize * a.max_orders_per_call as usize)
+        .sum();
+    let wanted = places.saturating_mul(PREFETCH_PER_CALL_PLACE);
+    u16::try_from(wanted.clamp(PREFETCH_MIN, PREFETCH_MAX)).unwrap_or(u16::MAX)
+}

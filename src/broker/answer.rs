@@ -1,0 +1,261 @@
+//! Answers out: publish, await the confirm, acknowledge. The only place that acknowledges.
+//!
+//! Publications go out in batches that do not overlap: lapin may attach a returned message to
+//! another publication's confirm, so returns are matched by our own ids over the whole batch.
+
+use std::collections::HashSet;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use lapin::options::{BasicAckOptions, BasicNackOptions, BasicPublishOptions};
+use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::watch;
+
+use super::session::SessionError;
+use super::{BrokerEvent, Deliveries, Settings, wire};
+use crate::rules::desk::{Fate, Finished, Parking, Telling, Ticket};
+
+/// Publications in one batch at most: enough to share the wait for the confirms, few enough to
+/// bound what is uncertain when the broker goes away.
+const BATCH_MAX: usize = 256;
+/// A batch is confirmed within this time, or the session is given up; a blocked connection is
+/// waited for.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What is to be published.
+#[derive(Debug)]
+pub enum Publication {
+    /// An event, and its copy where one is asked for.
+    Event(Box<Telling>),
+    /// A copy for the dead-letter queue.
+    Park(Box<Parking>),
+}
+
+/// What is to be done with a delivery.
+#[derive(Debug)]
+pub enum Settlement {
+    /// Acknowledge it: each of its events is confirmed.
+    Acknowledge(Finished),
+    /// Give it back to the queue.
+    Return(Ticket),
+}
+
+pub(super) struct Outlet<'a> {
+    pub channel: Channel,
+    pub settings: &'a Settings,
+    pub publications: &'a mut UnboundedReceiver<Publication>,
+    pub deliveries: &'a Deliveries,
+    pub events: &'a UnboundedSender<BrokerEvent>,
+    pub blocked: watch::Receiver<bool>,
+    pub rng: fastrand::Rng,
+}
+
+impl Outlet<'_> {
+    /// Publishes until the session fails.
+    pub(super) async fn run(&mut self) -> Result<Infallible, SessionError> {
+        let mut batch = Vec::with_capacity(BATCH_MAX);
+        loop {
+            if self.publications.recv_many(&mut batch, BATCH_MAX).await == 0 {
+                return std::future::pending().await;
+            }
+            // An answer to a delivery of a lost session would answer nobody.
+            batch.retain(|publication| self.deliveries.lock().contains_key(&publication.ticket()));
+            self.publish(&batch).await?;
+            batch.clear();
+        }
+    }
+
+    async fn publish(&mut self, batch: &[Publication]) -> Result<(), SessionError> {
+        let mut sent = Vec::with_capacity(batch.len());
+        let mut confirms = Vec::with_capacity(batch.len());
+        let mut copies = Vec::new();
+        for publication in batch {
+            match publication {
+                Publication::Event(telling) => {
+                    let message = self.write(telling)?;
+                    if let Some(queue) = &telling.envelope.reply_to {
+                        let properties = message.properties.clone();
+                        // Not mandatory: a requester that has gone is no error.
+                        copies.push(
+                            self.send("", queue, false, &message.body, properties)
+                                .await?,
+                        );
+                    }
+                    let exchange = self.settings.exchange.as_str();
+                    let key = &message.routing_key;
+                    confirms.push(
+                        self.send(exchange, key, true, &message.body, message.properties)
+                            .await?,
+                    );
+                    sent.push((publication, message.id));
+                }
+                Publication::Park(parking) => {
+                    let Some(held) = self.deliveries.lock().get(&parking.ticket).cloned() else {
+                        continue;
+                    };
+                    let origin = wire::Origin {
+                        queue: &self.settings.queue,
+                        exchange: held.exchange.as_str(),
+                        routing_key: held.routing_key.as_str(),
+                    };
+                    let properties =
+                        wire::parked_properties(&held.properties, parking, origin, now_seconds());
+                    let queue = self.settings.dead_queue.as_str();
+                    confirms.push(self.send("", queue, true, &held.data, properties).await?);
+                    sent.push((publication, parking.envelope.command_id.as_str().to_owned()));
+                }
+            }
+        }
+        let (confirmed, _) = self
+            .in_time(async { (join_all(confirms).await, join_all(copies).await) })
+            .await?;
+        let confirmed = confirmed.into_iter().collect::<lapin::Result<Vec<_>>>()?;
+        self.report(sent, confirmed)
+    }
+
+    fn write(&mut self, telling: &Telling) -> Result<wire::Message, SessionError> {
+        let (trace, span) = (self.rng.u128(..), self.rng.u64(..));
+        wire::write(telling, trace, span, now_seconds()).map_err(SessionError::Unwritable)
+    }
+
+    async fn send(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        mandatory: bool,
+        body: &[u8],
+        properties: BasicProperties,
+    ) -> lapin::Result<PublisherConfirm> {
+        let options = BasicPublishOptions {
+            mandatory,
+            ..BasicPublishOptions::default()
+        };
+        self.channel
+            .basic_publish(
+                exchange.into(),
+                routing_key.into(),
+                options,
+                body,
+                properties,
+            )
+            .await
+    }
+
+    /// The confirms, unless they do not come. Time spent blocked does not count.
+    async fn in_time<T>(&mut self, confirms: impl Future<Output = T>) -> Result<T, SessionError> {
+        tokio::pin!(confirms);
+        loop {
+            tokio::select! {
+                confirmed = &mut confirms => return Ok(confirmed),
+                () = tokio::time::sleep(CONFIRM_TIMEOUT) => {
+                    if !*self.blocked.borrow() {
+                        return Err(SessionError::NoConfirm);
+                    }
+                }
+            }
+        }
+    }
+
+    fn report(
+        &self,
+        sent: Vec<(&Publication, String)>,
+        confirmed: Vec<Confirmation>,
+    ) -> Result<(), SessionError> {
+        let mut taken = Vec::with_capacity(confirmed.len());
+        let mut returned = HashSet::new();
+        for confirmation in confirmed {
+            let message = match confirmation {
+                Confirmation::Ack(message) => {
+                    taken.push(true);
+                    message
+                }
+                Confirmation::Nack(message) => {
+                    taken.push(false);
+                    message
+                }
+                Confirmation::NotRequested => return Err(SessionError::NoConfirm),
+            };
+            let id = message.and_then(|m| m.delivery.properties.message_id().clone());
+            returned.extend(id.map(|id| id.as_str().to_owned()));
+        }
+        for ((publication, id), taken) in sent.into_iter().zip(taken) {
+            let fate = match (taken, returned.contains(&id)) {
+                (true, false) => Fate::Confirmed,
+                (_, true) => Fate::Unroutable,
+                (false, false) => Fate::Refused,
+            };
+            let event = match publication {
+                Publication::Event(telling) => BrokerEvent::Told {
+                    command: telling.command,
+                    place: telling.place,
+                    fate,
+                },
+                Publication::Park(parking) => BrokerEvent::Parked {
+                    command: parking.command,
+                    fate,
+                },
+            };
+            drop(self.events.send(event));
+        }
+        Ok(())
+    }
+}
+
+impl Publication {
+    fn ticket(&self) -> Ticket {
+        match self {
+            Self::Event(telling) => telling.ticket,
+            Self::Park(parking) => parking.ticket,
+        }
+    }
+}
+
+/// Acknowledges and returns, until the worker has no more to settle or the session fails.
+pub(super) async fn settle(
+    settlements: &mut UnboundedReceiver<Settlement>,
+    deliveries: &Deliveries,
+) -> Result<(), SessionError> {
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    loop {
+        if settlements.recv_many(&mut batch, BATCH_MAX).await == 0 {
+            return Ok(());
+        }
+        let done = join_all(batch.drain(..).map(|settlement| {
+            let ticket = match &settlement {
+                Settlement::Acknowledge(finished) => finished.ticket(),
+                Settlement::Return(ticket) => *ticket,
+            };
+            let held = deliveries.lock().remove(&ticket);
+            async move {
+                let Some(held) = held else {
+                    // Of a lost session; the broker gives it to somebody again.
+                    return Ok(true);
+                };
+                match settlement {
+                    Settlement::Acknowledge(_) => held.ack(BasicAckOptions::default()).await,
+                    Settlement::Return(_) => {
+                        let requeue = BasicNackOptions {
+                            requeue: true,
+                            ..BasicNackOptions::default()
+                        };
+                        held.nack(requeue).await
+                    }
+                }
+            }
+        }))
+        .await;
+        for settled in done {
+            // `false` means that nothing was acknowledged.
+            if !settled? {
+                return Err(SessionError::NotAcknowledged);
+            }
+        }
+    }
+}
+
+fn now_seconds() -> u64 {
+    u64::try_from(Timestamp::now().as_second()).unwrap_or_default()
+}

@@ -1,0 +1,501 @@
+//! The link to the broker: connect, serve a session, and begin again whatever ended it.
+//!
+//! A session is two connections, a consumer and a publisher. Any error, a consumer that ends, an
+//! acknowledgement that acknowledged nothing, a confirm that does not come, a queue that is gone or
+//! a consumer that stays silent while messages wait ends the session as a whole; every delivery of
+//! it is given out again by the broker. Nothing is repaired in part.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use jiff::Timestamp;
+use lapin::options::{ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::uri::{AMQPAuthority, AMQPScheme, AMQPUri};
+use lapin::{Channel, Connection, ConnectionProperties, Event};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use super::answer::{self, Outlet, Publication, Settlement};
+use super::intake::{Inlet, Tickets};
+use super::session::{Progress, SessionError};
+use super::topology;
+use super::{BrokerEvent, Deliveries, Settings};
+use crate::rules::delay::Delays;
+use crate::rules::desk::Intake;
+
+/// From the first packet to a connection that can be used.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// A node that takes the connection and says nothing is noticed within this time.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Heartbeat where the URL names none: a frozen peer is noticed after two of them.
+const HEARTBEAT_SECONDS: u16 = 10;
+/// Between looks at the queue: is it there, does it know us, does anything come.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// An answer to such a look.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between sessions.
+const RECONNECTS: Delays = Delays {
+    first: Duration::from_millis(500),
+    most: Duration::from_secs(30),
+};
+/// A session that lasted this long was a good one, so the next begins without delay.
+const GOOD_SESSION: Duration = Duration::from_secs(30);
+/// Causes that are told of one outage at most, should they differ each time.
+const CAUSES_MAX: usize = 32;
+/// A graceful close is not waited for longer.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How the link fares, for operators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkState {
+    /// There is no session.
+    Disconnected {
+        /// Since when.
+        since: Timestamp,
+        /// Why.
+        cause: String,
+    },
+    /// There is one.
+    Connected {
+        /// Since when.
+        since: Timestamp,
+    },
+}
+
+/// The worker's end of the link.
+#[derive(Debug)]
+pub struct Link {
+    publications: UnboundedSender<Publication>,
+    settlements: UnboundedSender<Settlement>,
+    intake: watch::Sender<Intake>,
+    state: watch::Receiver<LinkState>,
+    progress: Arc<Progress>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), SessionError>>,
+}
+
+impl Link {
+    /// Starts the link; it reports to `events`. `rng` decides jitter and trace ids.
+    pub fn start(
+        settings: Settings,
+        events: UnboundedSender<BrokerEvent>,
+        rng: fastrand::Rng,
+    ) -> Self {
+        let (publications, publications_rx) = unbounded_channel();
+        let (settlements, settlements_rx) = unbounded_channel();
+        let (intake, wanted) = watch::channel(Intake::Open);
+        let (state_tx, state) = watch::channel(LinkState::Disconnected {
+            since: Timestamp::now(),
+            cause: "not connected yet".into(),
+        });
+        let progress = Arc::new(Progress::default());
+        let (stop, stopped) = oneshot::channel();
+        let mut supervisor = Supervisor {
+            settings,
+            events,
+            publications: publications_rx,
+            settlements: settlements_rx,
+            wanted,
+            state: state_tx,
+            progress: progress.clone(),
+            tickets: Tickets::default(),
+            causes: BTreeSet::new(),
+            differences: BTreeSet::new(),
+            rng,
+        };
+        let task = tokio::spawn(async move { supervisor.run(stopped).await });
+        Self {
+            publications,
+            settlements,
+            intake,
+            state,
+            progress,
+            stop,
+            task,
+        }
+    }
+
+    /// Publishes; a [`BrokerEvent`] tells what became of it.
+    pub fn publish(&self, publication: Publication) {
+        // The supervisor lives as long as this end does, or the worker is told that it ended.
+        drop(self.publications.send(publication));
+    }
+
+    /// Acknowledges a delivery or gives it back.
+    pub fn settle(&self, settlement: Settlement) {
+        drop(self.settlements.send(settlement));
+    }
+
+    /// Whether commands are to be taken from the queue.
+    pub fn set_intake(&self, intake: Intake) {
+        self.intake
+            .send_if_modified(|known| std::mem::replace(known, intake) != intake);
+    }
+
+    /// How it fares, and when that changes.
+    pub fn state(&self) -> watch::Receiver<LinkState> {
+        self.state.clone()
+    }
+
+    /// What it does.
+    pub fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
+    }
+
+    /// Resolves only when the link gave up: settings or permissions must be mended.
+    pub async fn failed(&mut self) -> SessionError {
+        match (&mut self.task).await {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) => std::future::pending().await,
+            Err(panic) => SessionError::Network(format!("the link's task failed: {panic}")),
+        }
+    }
+
+    /// Sends what was handed over, then closes.
+    pub async fn close(self) {
+        let Self {
+            settlements,
+            stop,
+            mut task,
+            ..
+        } = self;
+        drop(settlements);
+        // A link that gave up has nobody to hear it.
+        let _ = stop.send(());
+        drop(tokio::time::timeout(CLOSE_TIMEOUT * 3, &mut task).await);
+        task.abort();
+    }
+}
+
+struct Supervisor {
+    settings: Settings,
+    events: UnboundedSender<BrokerEvent>,
+    publications: UnboundedReceiver<Publication>,
+    settlements: UnboundedReceiver<Settlement>,
+    wanted: watch::Receiver<Intake>,
+    state: watch::Sender<LinkState>,
+    progress: Arc<Progress>,
+    tickets: Tickets,
+    /// Told since the last session; with several nodes they take turns.
+    causes: BTreeSet<String>,
+    /// Told since the start.
+    differences: BTreeSet<String>,
+    rng: fastrand::Rng,
+}
+
+impl Supervisor {
+    async fn run(&mut self, mut stopped: oneshot::Receiver<()>) -> Result<(), SessionError> {
+        let mut failures: u32 = 0;
+        let mut was_connected = false;
+        for turn in 0_usize.. {
+            let began = tokio::time::Instant::now();
+            let url = self.settings.urls[turn % self.settings.urls.len()].clone();
+            let opened = tokio::select! {
+                opened = self.open(&url) => opened,
+                _ = &mut stopped => return Ok(()),
+            };
+            let served = match opened {
+                Ok(session) => {
+                    was_connected = true;
+                    self.serve(session).await
+                }
+                Err(error) => Err(error.at(|| node(&url))),
+            };
+            let Err(error) = served else {
+                return Ok(());
+            };
+            if !was_connected && error.is_final() {
+                return Err(error);
+            }
+            self.lost(&url, &error);
+            failures = if began.elapsed() >= GOOD_SESSION {
+                1
+            } else {
+                failures + 1
+            };
+            let pause = RECONNECTS.jittered(failures, self.rng.f64());
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = &mut stopped => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    fn lost(&mut self, url: &AMQPUri, error: &SessionError) {
+        self.progress.subscribed(false);
+        self.progress.set_blocked(None);
+        let cause = format!("{}: {error}", node(url));
+        self.state.send_modify(|state| match state {
+            LinkState::Connected { .. } => {
+                *state = LinkState::Disconnected {
+                    since: Timestamp::now(),
+                    cause: cause.clone(),
+                };
+            }
+            LinkState::Disconnected { cause: known, .. } => known.clone_from(&cause),
+        });
+        if self.causes.len() < CAUSES_MAX && self.causes.insert(cause.clone()) {
+            warn!(cause, "no session with the broker; trying again");
+        }
+        drop(self.events.send(BrokerEvent::Lost));
+    }
+
+    async fn open(&mut self, url: &AMQPUri) -> Result<Session, SessionError> {
+        let consuming = connect(url, "wdt-cancel-worker: commands").await?;
+        let publishing = connect(url, "wdt-cancel-worker: results").await?;
+        let found = topology::ensure(&publishing, &self.settings).await?;
+        let inlet = consuming.create_channel().await?;
+        let outlet = publishing.create_channel().await?;
+        outlet
+            .confirm_select(ConfirmSelectOptions::default())
+            .await?;
+        for difference in found.differences {
+            if self.differences.insert(difference.clone()) {
+                warn!(difference, "declared otherwise before, and used as it is");
+            }
+        }
+        if found.exchange_is_new {
+            self.warn_of_no_queue();
+        }
+        info!(
+            server.address = url.authority.host,
+            server.port = url.authority.port,
+            messaging.destination.name = self.settings.queue,
+            prefetch = self.settings.prefetch,
+            "connected to the broker"
+        );
+        Ok(Session {
+            consuming,
+            publishing,
+            inlet,
+            outlet,
+        })
+    }
+
+    /// Serves until the worker has no more to settle, which is the end, or the session fails.
+    async fn serve(&mut self, session: Session) -> Result<(), SessionError> {
+        self.causes.clear();
+        self.state.send_replace(LinkState::Connected {
+            since: Timestamp::now(),
+        });
+        let deliveries = Deliveries::default();
+        let (blocked_tx, blocked) = watch::channel(false);
+        let watching = Watching {
+            publishing: &session.publishing,
+            consuming: &session.consuming,
+            settings: &self.settings,
+            progress: &self.progress,
+            blocked: blocked_tx,
+            deliveries: &deliveries,
+        };
+        let mut inlet = Inlet {
+            channel: session.inlet.clone(),
+            settings: &self.settings,
+            wanted: self.wanted.clone(),
+            deliveries: &deliveries,
+            events: &self.events,
+            tickets: &mut self.tickets,
+            progress: &self.progress,
+        };
+        let mut outlet = Outlet {
+            channel: session.outlet.clone(),
+            settings: &self.settings,
+            publications: &mut self.publications,
+            deliveries: &deliveries,
+            events: &self.events,
+            blocked,
+            rng: self.rng.fork(),
+        };
+        let failed = tokio::select! {
+            settled = answer::settle(&mut self.settlements, &deliveries) => match settled {
+                Ok(()) => {
+                    session.close().await;
+                    return Ok(());
+                }
+                Err(error) => Err(error),
+            },
+            failed = inlet.run() => failed,
+            failed = outlet.run() => failed,
+            failed = watching.look() => failed,
+            failed = watching.listen() => failed,
+        };
+        failed.map(|never| match never {})
+    }
+
+    fn warn_of_no_queue(&self) {
+        let exchange = &self.settings.exchange;
+        warn!(
+            exchange,
+            "no queue is bound to the results' exchange, so no result can be told; bind one with: wdt-cancel-worker bind QUEUE"
+        );
+    }
+}
+
+fn node(url: &AMQPUri) -> String {
+    let AMQPAuthority { host, port, .. } = &url.authority;
+    format!("{host}:{port}")
+}
+
+/// Two connections with a channel each.
+struct Session {
+    consuming: Connection,
+    publishing: Connection,
+    inlet: Channel,
+    outlet: Channel,
+}
+
+impl Session {
+    async fn close(&self) {
+        for connection in [&self.consuming, &self.publishing] {
+            let closed = connection.close(200, "the worker stops".into());
+            drop(tokio::time::timeout(CLOSE_TIMEOUT, closed).await);
+        }
+    }
+}
+
+/// Opens a connection, once the node has shown that it speaks.
+///
+/// # Errors
+/// When the node cannot be reached, stays mute, or refuses the login or the virtual host.
+pub async fn connect(url: &AMQPUri, name: &str) -> Result<Connection, SessionError> {
+    let mut url = url.clone();
+    url.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+    greet(&url).await?;
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    match tokio::time::timeout(CONNECT_TIMEOUT, Connection::connect_uri(url, properties)).await {
+        Ok(connection) => Ok(connection?),
+        Err(_) => Err(SessionError::Network(format!(
+            "no connection within {} s",
+            CONNECT_TIMEOUT.as_secs()
+        ))),
+    }
+}
+
+/// Opens a connection to the first of these nodes that takes one.
+///
+/// # Errors
+/// What the last one said.
+pub async fn connect_any<'a, U>(urls: U, name: &str) -> anyhow::Result<Connection>
+where
+    U: IntoIterator<Item = &'a AMQPUri>,
+{
+    let mut failure = anyhow::anyhow!("amqp.url names no broker");
+    for url in urls {
+        match connect(url, name).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => {
+                failure = match error.at(|| node(url)) {
+                    refused @ SessionError::Refused { .. } => refused.into(),
+                    error => {
+                        anyhow::anyhow!("the broker at {}: {error}; check amqp.url", node(url))
+                    }
+                };
+            }
+        }
+    }
+    Err(failure)
+}
+
+/// A peer that accepts and stays mute would hang lapin's connect for ever and leak its thread.
+async fn greet(url: &AMQPUri) -> Result<(), SessionError> {
+    let address = (url.authority.host.as_str(), url.authority.port);
+    let greeting = async {
+        let mut stream = TcpStream::connect(address).await?;
+        if url.scheme == AMQPScheme::AMQP {
+            stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
+            stream.read_u8().await?;
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    match tokio::time::timeout(GREETING_TIMEOUT, greeting).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(SessionError::Network(error.to_string())),
+        Err(_) => Err(SessionError::Network(format!(
+            "no answer within {} s",
+            GREETING_TIMEOUT.as_secs()
+        ))),
+    }
+}
+
+/// What a session cannot notice by itself.
+struct Watching<'a> {
+    publishing: &'a Connection,
+    consuming: &'a Connection,
+    settings: &'a Settings,
+    progress: &'a Progress,
+    blocked: watch::Sender<bool>,
+    deliveries: &'a Deliveries,
+}
+
+impl Watching<'_> {
+    /// Looks at the queue now and then: a consumer can be cancelled without a word.
+    async fn look(&self) -> Result<Infallible, SessionError> {
+        let channel = self.publishing.create_channel().await?;
+        let mut before: Option<u64> = None;
+        loop {
+            let passive = QueueDeclareOptions {
+                passive: true,
+                ..QueueDeclareOptions::default()
+            };
+            let look = channel.queue_declare(
+                self.settings.queue.as_str().into(),
+                passive,
+                FieldTable::default(),
+            );
+            let queue = match tokio::time::timeout(LOOK_TIMEOUT, look).await {
+                Ok(queue) => queue?,
+                Err(_) if *self.blocked.borrow() => {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    continue;
+                }
+                Err(_) => return Err(SessionError::Network("the broker does not answer".into())),
+            };
+            self.progress.looked(queue.message_count().into());
+            let delivered = self.progress.deliveries();
+            let idle = self.progress.is_consuming() && self.deliveries.lock().is_empty();
+            let silent = idle && queue.message_count() > 0 && before == Some(delivered);
+            if silent || (idle && queue.consumer_count() == 0) {
+                return Err(SessionError::Silent);
+            }
+            before = Some(delivered);
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Hears when the broker takes no publications, and when it is gone.
+    async fn listen(&self) -> Result<Infallible, SessionError> {
+        let mut events = futures_util::stream::select(
+            self.publishing.events_listener(),
+            self.consuming.events_listener(),
+        );
+        while let Some(event) = events.next().await {
+            match event {
+                Event::ConnectionBlocked(reason) => {
+                    if !self.blocked.send_replace(true) {
+                        warn!(reason, "the broker takes no publications; waiting");
+                    }
+                    self.progress.set_blocked(Some(reason));
+                }
+                Event::ConnectionUnblocked => {
+                    if self.blocked.send_replace(false) {
+                        info!("the broker takes publications again");
+                    }
+                    self.progress.set_blocked(None);
+                }
+                Event::Error(error) => return Err(error.into()),
+                _ => {}
+            }
+        }
+        error!("the connection's events ended");
+        Err(SessionError::Network("the connection ended".into()))
+    }
+}

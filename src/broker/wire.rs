@@ -1,0 +1,275 @@
+//! Commands from bytes, events to bytes (contract §2 and §3).
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use serde::Serialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::rules::admit::{Envelope, RawCommand, RawProperties};
+use crate::rules::desk::{Event, Parking, Telling};
+use crate::rules::trace::{TraceParent, tracestate};
+
+/// Largest body of a command, in bytes (contract §2).
+pub const BODY_MAX_BYTES: usize = 1024 * 1024;
+/// The namespace of event ids. Fixed for ever: a consumer that keeps ids for deduplication must see
+/// the same one after an upgrade.
+const EVENT_IDS: Uuid = Uuid::from_u128(0x3f6d_8a52_91c4_5e07_b2d8_6c1e_94a7_f035);
+/// `delivery_mode` of a message that survives a restart of the broker.
+const PERSISTENT: u8 = 2;
+
+/// Reads a command. The error says what is wrong with the body.
+pub fn read(
+    body: &[u8],
+    properties: &BasicProperties,
+) -> (Result<RawCommand, String>, RawProperties) {
+    (read_body(body), read_properties(properties))
+}
+
+fn read_body(body: &[u8]) -> Result<RawCommand, String> {
+    if body.len() > BODY_MAX_BYTES {
+        return Err(format!(
+            "body: found {} bytes; expected at most {BODY_MAX_BYTES}: send the orders in several commands",
+            body.len()
+        ));
+    }
+    if body.is_empty() {
+        return Err(
+            r#"body: found nothing; expected a JSON object such as {"order_no_list": ["QC1"]}"#
+                .into(),
+        );
+    }
+    let text = std::str::from_utf8(body).map_err(|error| {
+        format!(
+            "body: byte {} is not UTF-8; expected a JSON object in UTF-8",
+            error.valid_up_to()
+        )
+    })?;
+    let value: Value = serde_json::from_str(text)
+        .map_err(|error| format!("body: not JSON ({error}); expected a JSON object"))?;
+    let Value::Object(mut fields) = value else {
+        return Err(format!(
+            r#"body: found {}; expected a JSON object such as {{"order_no_list": ["QC1"]}}"#,
+            kind(&value)
+        ));
+    };
+    let list = match fields.remove("order_no_list") {
+        Some(Value::Array(list)) => list,
+        Some(other) => {
+            return Err(format!(
+                "order_no_list: found {}; expected a list of strings",
+                kind(&other)
+            ));
+        }
+        None => return Err("order_no_list: missing; expected a list of strings".into()),
+    };
+    let mut text = |field: &str| match fields.remove(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(format!(
+            "{field}: found {}; expected a string",
+            kind(&other)
+        )),
+    };
+    Ok(RawCommand {
+        account: text("account")?,
+        deadline: text("deadline")?,
+        command_id: text("command_id")?,
+        order_no_list: list
+            .into_iter()
+            .map(|entry| match entry {
+                Value::String(text) => Ok(text),
+                other => Err(kind(&other)),
+            })
+            .collect(),
+    })
+}
+
+/// What a value is, for people.
+fn kind(value: &Value) -> String {
+    match value {
+        Value::Null => "null".into(),
+        Value::Bool(value) => format!("the boolean {value}"),
+        Value::Number(value) => format!("the number {value}"),
+        Value::String(_) => "a string".into(),
+        Value::Array(_) => "a list".into(),
+        Value::Object(_) => "an object".into(),
+    }
+}
+
+fn read_properties(properties: &BasicProperties) -> RawProperties {
+    let text = |property: &Option<ShortString>| property.as_ref().map(|p| p.as_str().to_owned());
+    let header = |name: &str| {
+        let table = properties.headers().as_ref()?;
+        match table.inner().get(name)? {
+            AMQPValue::LongString(value) => {
+                std::str::from_utf8(value.as_bytes()).ok().map(Into::into)
+            }
+            AMQPValue::ShortString(value) => Some(value.as_str().to_owned()),
+            _ => None,
+        }
+    };
+    RawProperties {
+        message_id: text(properties.message_id()),
+        correlation_id: text(properties.correlation_id()),
+        reply_to: text(properties.reply_to()),
+        traceparent: header("traceparent"),
+        tracestate: header("tracestate"),
+    }
+}
+
+/// An event, ready to be published.
+pub struct Message {
+    /// `cancel.ACCOUNT.OUTCOME`.
+    pub routing_key: String,
+    /// The body.
+    pub body: Vec<u8>,
+    /// The properties.
+    pub properties: BasicProperties,
+    /// The id by which a returned message is known.
+    pub id: String,
+}
+
+#[derive(Serialize)]
+struct EventBody<'a> {
+    event_id: &'a str,
+    command_id: &'a str,
+    account: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order_no: Option<&'a str>,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<ReasonBody<'a>>,
+    attempts: u32,
+    replayed: bool,
+    index: usize,
+    total: usize,
+    occurred_at: String,
+}
+
+#[derive(Serialize)]
+struct ReasonBody<'a> {
+    code: &'static str,
+    message: &'a str,
+}
+
+/// Writes an event. `span_chance` makes its step in the trace; `now` is seconds since 1970.
+pub fn write(
+    telling: &Telling,
+    trace_chance: u128,
+    span_chance: u64,
+    now: u64,
+) -> serde_json::Result<Message> {
+    let Telling {
+        envelope, event, ..
+    } = telling;
+    let outcome = event.ending.outcome().as_str();
+    let id = event_id(envelope, event).to_string();
+    let body = serde_json::to_vec(&EventBody {
+        event_id: &id,
+        command_id: envelope.command_id.as_str(),
+        account: &event.account_shown,
+        order_no: event.order_no.as_deref(),
+        outcome,
+        reason: event.ending.reason().map(|reason| ReasonBody {
+            code: reason.code.as_str(),
+            message: &reason.message,
+        }),
+        attempts: event.attempts,
+        replayed: event.replayed,
+        index: event.index,
+        total: event.total,
+        occurred_at: format!("{:.3}", event.occurred_at),
+    })?;
+    let account = event
+        .account
+        .as_ref()
+        .map_or("_", |account| account.as_str());
+    Ok(Message {
+        routing_key: format!("cancel.{account}.{outcome}"),
+        body,
+        properties: BasicProperties::default()
+            .with_message_id(id.as_str().into())
+            .with_correlation_id((&*envelope.correlation_id).into())
+            .with_type("wdt.cancel.result.v1".into())
+            .with_content_type("application/json".into())
+            .with_app_id("wdt-cancel-worker".into())
+            .with_delivery_mode(PERSISTENT)
+            .with_timestamp(now)
+            .with_headers(trace_headers(envelope, trace_chance, span_chance)),
+        id,
+    })
+}
+
+/// UUIDv5 of account, command id, order number and outcome, parted by a control character, which
+/// none of the first three holds where it matters: account names and order numbers have none.
+fn event_id(envelope: &Envelope, event: &Event) -> Uuid {
+    let name = [
+        &*event.account_shown,
+        envelope.command_id.as_str(),
+        event.order_no.as_deref().unwrap_or_default(),
+        event.ending.outcome().as_str(),
+    ]
+    .join("\u{1f}");
+    Uuid::new_v5(&EVENT_IDS, name.as_bytes())
+}
+
+fn trace_headers(envelope: &Envelope, trace_chance: u128, span_chance: u64) -> FieldTable {
+    let mut headers = FieldTable::default();
+    let parent = envelope.traceparent.as_deref().and_then(TraceParent::parse);
+    let step = match parent {
+        Some(parent) => parent.child(span_chance),
+        None => TraceParent::root(trace_chance, span_chance),
+    };
+    headers.insert("traceparent".into(), long(&step.to_string()));
+    let state = envelope
+        .tracestate
+        .as_deref()
+        .and_then(tracestate)
+        .filter(|_| parent.is_some());
+    if let Some(state) = state {
+        headers.insert("tracestate".into(), long(state));
+    }
+    headers
+}
+
+/// The properties of a command's copy in the dead-letter queue: its own, its id, and where it came
+/// from in headers of ours, for the broker's `x-death` does not outlive a republish on every version.
+pub fn parked_properties(
+    properties: &BasicProperties,
+    parking: &Parking,
+    origin: Origin<'_>,
+    now: u64,
+) -> BasicProperties {
+    let mut headers = properties.headers().clone().unwrap_or_default();
+    let mut set = |name: &str, value: &str| {
+        headers.insert(name.into(), long(value));
+    };
+    set("x-wdt-dead-reason", parking.why);
+    set("x-wdt-command-id", parking.envelope.command_id.as_str());
+    set("x-wdt-account", &parking.account);
+    set("x-wdt-origin-queue", origin.queue);
+    set("x-wdt-origin-exchange", origin.exchange);
+    set("x-wdt-origin-routing-key", origin.routing_key);
+    headers.insert("x-wdt-dead-at".into(), AMQPValue::Timestamp(now));
+    properties
+        .clone()
+        .with_message_id(parking.envelope.command_id.as_str().into())
+        .with_delivery_mode(PERSISTENT)
+        .with_headers(headers)
+}
+
+/// Where a command came from.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// The queue it was consumed from.
+    pub queue: &'a str,
+    /// The exchange it was published to.
+    pub exchange: &'a str,
+    /// The routing key it was published with.
+    pub routing_key: &'a str,
+}
+
+fn long(value: &str) -> AMQPValue {
+    AMQPValue::LongString(LongString::from(value))
+}

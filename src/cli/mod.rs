@@ -1,0 +1,139 @@
+//! What people type: the subcommands, a file each.
+
+pub mod bind;
+pub mod config;
+pub mod demo;
+pub mod run;
+pub mod sandbox;
+pub mod send;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, ConfigError, Loaded, parse_duration};
+
+/// What `--version` prints.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("WDT_COMMIT"), ")");
+
+/// Cancels stock-out documents (其他出库业务单) in Wangdian 旺店通旗舰版, on behalf of commands in a
+/// RabbitMQ queue: each order once, in as few calls as possible, with one result event for each.
+#[derive(Parser)]
+#[command(name = "wdt-cancel-worker", version = VERSION, max_term_width = 100)]
+struct Cli {
+    /// The settings' file (TOML). Variables WDT_SECTION__KEY go before what it says.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the worker.
+    Run(run::Args),
+    /// Sends a cancel command and shows its results as they come.
+    Send(send::Args),
+    /// Creates a durable queue and binds it to the results' exchange.
+    Bind(bind::Args),
+    /// Shows everything at work: a gateway of its own, a worker, orders of every fate.
+    Demo(demo::Args),
+    /// Runs an emulator of the Wangdian gateway, to try things out.
+    Sandbox(sandbox::Args),
+    /// Shows the settings in force and where each comes from.
+    Config {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// How the process ends (contract §6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done, or drained.
+    Done = 0,
+    /// Could not start or run; for `send` and `demo`: not all as wished.
+    Failed = 1,
+    /// The drain's time passed.
+    Left = 2,
+    /// Bad arguments or settings.
+    Usage = 64,
+}
+
+/// Something is wrong with what was typed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Reads a length of time.
+fn time(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+        .ok_or_else(|| "a number with its unit, such as 30s or 1h30m, would do".into())
+}
+
+/// Runs what the arguments say.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and the version come this way, too; a closed pipe is nobody's fault.
+            drop(error.print());
+            return code(if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Done
+            });
+        }
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("wdt-cancel-worker: the runtime cannot be started: {error}");
+            return code(Exit::Failed);
+        }
+    };
+    let exit = match runtime.block_on(dispatch(cli)) {
+        Ok(exit) => exit,
+        Err(error) => {
+            let is_usage = error.is::<ConfigError>() || error.is::<Usage>();
+            for line in format!("{error:#}").lines() {
+                eprintln!("wdt-cancel-worker: {line}");
+            }
+            if is_usage { Exit::Usage } else { Exit::Failed }
+        }
+    };
+    // A call that hangs must not keep the process from ending.
+    runtime.shutdown_background();
+    code(exit)
+}
+
+fn code(exit: Exit) -> ExitCode {
+    ExitCode::from(exit as u8)
+}
+
+async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
+    let file = cli.config.as_deref();
+    match cli.command {
+        Command::Run(args) => run::run(args, load(file)?.config).await,
+        Command::Send(args) => send::run(args, broker(file)?).await,
+        Command::Bind(args) => bind::run(args, broker(file)?).await,
+        Command::Demo(args) => demo::run(args, broker(file)?).await,
+        Command::Sandbox(args) => sandbox::run(args).await.map(|()| Exit::Done),
+        Command::Config { json } => {
+            config::run(&load(file)?, json, &mut std::io::stdout().lock())?;
+            Ok(Exit::Done)
+        }
+    }
+}
+
+fn load(file: Option<&std::path::Path>) -> Result<Loaded, ConfigError> {
+    Config::load(file, crate::config::environment()?.into_iter())
+}
+
+fn broker(file: Option<&std::path::Path>) -> Result<crate::config::BrokerConfig, ConfigError> {
+    Config::load_broker(file, crate::config::environment()?.into_iter())
+}

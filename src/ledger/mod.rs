@@ -1,0 +1,312 @@
+//! The ledger: what is durable. Orders' states and what each command was told outlive the process.
+//!
+//! Its verbs are few, so that another store can take the embedded one's place: *claim* (what is
+//! known of a command and its orders), *send* (these are being sent), *record* (these ended so) and
+//! *prune* (forget what is old).
+//!
+//! One thread owns the store. Whatever has gathered while the last group was written makes the next
+//! one: one transaction, one flush to the disk. Claims are answered first and see only what is
+//! durable. A write that fails is tried again until it succeeds or the worker stops; meanwhile
+//! nothing is sent and nothing is told, for both wait for their record.
+
+mod sqlite;
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
+use tracing::{error, info};
+
+use crate::rules::desk::{Claim, Claimed, LaneId, Record, RecordId, SendList};
+use crate::rules::order::AccountName;
+
+pub use sqlite::OpenError;
+use sqlite::Store;
+
+/// Requests written in one transaction at most, so that the first of them does not wait for long.
+const GROUP_MAX: usize = 1024;
+/// Between tries of a write that failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Between prunings.
+const PRUNE_EVERY: Duration = Duration::from_secs(1);
+/// Rows of each table forgotten in one pruning: a step short enough to be unnoticed.
+const PRUNE_ROWS: u32 = 500;
+
+/// Calls are remembered for a little longer than the gateway's minute.
+const CALLS_KEPT: Duration = Duration::from_secs(70);
+
+/// A list whose sending is durably recorded: the leave to make the call. Only the ledger makes one.
+#[derive(Debug)]
+#[must_use]
+pub struct Sent(SendList);
+
+impl Sent {
+    /// The list to be sent.
+    pub fn list(&self) -> &SendList {
+        &self.0
+    }
+}
+
+/// What has become durable, or is known.
+#[derive(Debug)]
+pub enum Done {
+    /// The answer to a claim.
+    Claimed(Claimed),
+    /// This list may be sent.
+    Sent(Sent),
+    /// This record is durable.
+    Recorded(RecordId),
+}
+
+/// How the ledger fares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It takes writes.
+    Well,
+    /// It does not, for this reason.
+    Failing {
+        /// Since when.
+        since: Timestamp,
+        /// What the store says.
+        cause: String,
+    },
+}
+
+enum Request {
+    Claim(Claim),
+    Send(SendList, Timestamp),
+    Record(Record),
+    /// A call that carries no orders counts against the minute all the same.
+    Call(LaneId, Timestamp),
+}
+
+/// The embedded ledger of one worker.
+#[derive(Debug)]
+pub struct Ledger {
+    requests: Sender<Request>,
+    health: watch::Receiver<Health>,
+    commits: watch::Receiver<Commits>,
+    thread: JoinHandle<()>,
+}
+
+/// Counts for metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Commits {
+    /// Groups made durable.
+    pub groups: u64,
+    /// Requests in them.
+    pub requests: u64,
+    /// Time spent in them, in microseconds.
+    pub micros: u64,
+}
+
+impl Ledger {
+    /// Opens or creates the ledger at `path` and starts its thread, which reports to `done`.
+    /// `accounts` are in the settings' order: a lane is a place in it. With it come the calls of
+    /// the last minute and their ages, for they still count.
+    ///
+    /// # Errors
+    /// When the file cannot be used, is another program's or a later version's, or is in use.
+    pub fn open(
+        path: &Path,
+        accounts: Vec<AccountName>,
+        retention: Duration,
+        done: UnboundedSender<Done>,
+    ) -> Result<(Self, Vec<(LaneId, Duration)>), OpenError> {
+        let store = Store::open(path, accounts)?;
+        let recent_calls = store.recent_calls(Timestamp::now(), CALLS_KEPT)?;
+        let (requests, inbox) = channel();
+        let (health_tx, health) = watch::channel(Health::Well);
+        let (commits_tx, commits) = watch::channel(Commits::default());
+        let mut keeper = Keeper {
+            store,
+            inbox,
+            done,
+            health: health_tx,
+            commits: commits_tx,
+            retention,
+            pruned_at: Instant::now(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("ledger".into())
+            .spawn(move || keeper.run())
+            .map_err(OpenError::Thread)?;
+        let ledger = Self {
+            requests,
+            health,
+            commits,
+            thread,
+        };
+        Ok((ledger, recent_calls))
+    }
+
+    /// Asks what is known; [`Done::Claimed`] answers.
+    pub fn claim(&self, claim: Claim) {
+        self.request(Request::Claim(claim));
+    }
+
+    /// Records that these are being sent at `at`; [`Done::Sent`] answers.
+    pub fn send(&self, list: SendList, at: Timestamp) {
+        self.request(Request::Send(list, at));
+    }
+
+    /// Records; [`Done::Recorded`] answers.
+    pub fn record(&self, record: Record) {
+        self.request(Request::Record(record));
+    }
+
+    /// Notes a call without orders; nothing answers.
+    pub fn note_call(&self, lane: LaneId, at: Timestamp) {
+        self.request(Request::Call(lane, at));
+    }
+
+    fn request(&self, request: Request) {
+        // The thread ends only when this sender is gone, so there is always somebody to receive.
+        if self.requests.send(request).is_err() {
+            error!("the ledger's thread is gone");
+        }
+    }
+
+    /// How it fares, and when that changes.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
+    }
+
+    /// What it wrote so far.
+    pub fn commits(&self) -> Commits {
+        *self.commits.borrow()
+    }
+
+    /// Writes what is waiting, if the store takes it, and closes.
+    pub fn close(self) {
+        let Self {
+            requests, thread, ..
+        } = self;
+        // The thread ends when nobody can ask it any more.
+        drop(requests);
+        if thread.join().is_err() {
+            error!("the ledger's thread panicked");
+        }
+    }
+}
+
+/// The thread's side.
+struct Keeper {
+    store: Store,
+    inbox: Receiver<Request>,
+    done: UnboundedSender<Done>,
+    health: watch::Sender<Health>,
+    commits: watch::Sender<Commits>,
+    retention: Duration,
+    pruned_at: Instant,
+}
+
+impl Keeper {
+    fn run(&mut self) {
+        loop {
+            match self.inbox.recv_timeout(PRUNE_EVERY) {
+                Ok(first) => {
+                    let mut group = vec![first];
+                    group.extend(self.inbox.try_iter().take(GROUP_MAX - 1));
+                    self.handle(group);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if self.pruned_at.elapsed() >= PRUNE_EVERY {
+                self.pruned_at = Instant::now();
+                self.prune();
+            }
+        }
+    }
+
+    fn handle(&mut self, group: Vec<Request>) {
+        let (claims, writes): (Vec<_>, Vec<_>) = group
+            .into_iter()
+            .partition(|request| matches!(request, Request::Claim(_)));
+        for claim in claims {
+            if let Request::Claim(claim) = claim {
+                let claimed = self.until_it_works(|store| store.claim(&claim));
+                self.report(claimed.map(Done::Claimed));
+            }
+        }
+        if writes.is_empty() {
+            return;
+        }
+        let began = Instant::now();
+        if self.until_it_works(|store| write(store, &writes)).is_none() {
+            return;
+        }
+        self.commits.send_modify(|commits| {
+            commits.groups += 1;
+            commits.requests += writes.len() as u64;
+            commits.micros += u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        });
+        for request in writes {
+            match request {
+                Request::Send(list, _) => self.report(Some(Done::Sent(Sent(list)))),
+                Request::Record(record) => self.report(Some(Done::Recorded(record.id))),
+                Request::Call(..) | Request::Claim(_) => {}
+            }
+        }
+    }
+
+    fn report(&self, done: Option<Done>) {
+        // A worker that no longer listens is stopping; what is durable is durable.
+        if let Some(done) = done {
+            drop(self.done.send(done));
+        }
+    }
+
+    /// Tries until it works; `None` when the worker stops meanwhile.
+    fn until_it_works<T>(&mut self, work: impl Fn(&mut Store) -> rusqlite::Result<T>) -> Option<T> {
+        loop {
+            match work(&mut self.store) {
+                Ok(result) => {
+                    if *self.health.borrow() != Health::Well {
+                        info!("the ledger works again");
+                        self.health.send_replace(Health::Well);
+                    }
+                    return Some(result);
+                }
+                Err(error) => {
+                    if *self.health.borrow() == Health::Well {
+                        error!(%error, "the ledger fails; nothing is sent or told until it works again");
+                        self.health.send_replace(Health::Failing {
+                            since: Timestamp::now(),
+                            cause: error.to_string(),
+                        });
+                    }
+                    if self.done.is_closed() {
+                        return None;
+                    }
+                    std::thread::sleep(RETRY_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn prune(&mut self) {
+        let before = crate::rules::time::earlier(Timestamp::now(), self.retention);
+        if let Err(error) = self.store.prune(before, PRUNE_ROWS, CALLS_KEPT) {
+            tracing::warn!(%error, "the ledger could not forget what is old; it is tried again");
+        }
+    }
+}
+
+fn write(store: &mut Store, writes: &[Request]) -> rusqlite::Result<()> {
+    let transaction = store.begin()?;
+    for request in writes {
+        match request {
+            Request::Send(list, at) => transaction.send(list, *at)?,
+            Request::Record(record) => transaction.record(record)?,
+            Request::Call(lane, at) => transaction.call(*lane, *at)?,
+            Request::Claim(_) => {}
+        }
+    }
+    transaction.commit()
+}

@@ -1,0 +1,157 @@
+//! The log: to standard error, so that a subcommand's output can be piped.
+
+use crate::config::LogFormat;
+use std::io::IsTerminal;
+use tracing::Subscriber;
+use tracing_subscriber::filter::{EnvFilter, ParseError};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+/// What is logged unless `RUST_LOG` says otherwise. The broker's client tells as an error what is
+/// none, such as a queue that is about to be declared; whatever ends a session we tell ourselves.
+const DEFAULT_FILTER: &str = "info,lapin=off,hyper=warn";
+
+/// Why the log could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The filter cannot be read.
+    #[error("RUST_LOG cannot be read: {0}; such as {DEFAULT_FILTER} would do")]
+    Filter(#[from] ParseError),
+    /// The process has a log already.
+    #[error("the log is set up already: {0}")]
+    Again(#[from] TryInitError),
+}
+
+/// The format for whoever reads standard error: text on a terminal, else JSON.
+pub fn format_by_terminal() -> LogFormat {
+    if std::io::stderr().is_terminal() {
+        LogFormat::Text
+    } else {
+        LogFormat::Json
+    }
+}
+
+/// Sets up the process's log, filtered by `RUST_LOG`; without it, `info` and above.
+///
+/// # Errors
+/// When `RUST_LOG` cannot be read, or the process has a log already.
+pub fn init(format: LogFormat) -> Result<(), TelemetryError> {
+    let given = std::env::var("RUST_LOG").ok();
+    let filter = filter(given.as_deref())?;
+    let colours = std::io::stderr().is_terminal();
+    match format {
+        LogFormat::Text => text(filter, colours, std::io::stderr).try_init()?,
+        LogFormat::Json => json(filter, std::io::stderr).try_init()?,
+    }
+    Ok(())
+}
+
+fn filter(given: Option<&str>) -> Result<EnvFilter, ParseError> {
+    let directives = given.filter(|text| !text.trim().is_empty());
+    EnvFilter::builder().parse(directives.unwrap_or(DEFAULT_FILTER))
+}
+
+fn text<W>(filter: EnvFilter, colours: bool, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
+        .compact()
+        .with_ansi(colours)
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .finish()
+}
+
+/// One object a line, the event's fields beside `timestamp` (RFC 3339, UTC), `level`, `target`.
+fn json<W>(filter: EnvFilter, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        // The innermost span says where it was; the list of all would say it twice.
+        .with_span_list(false)
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{self, Write};
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Lines {
+        fn of(subscriber: impl FnOnce(Self) -> Box<dyn Subscriber + Send + Sync>) -> String {
+            let lines = Self::default();
+            tracing::subscriber::with_default(subscriber(lines.clone()), || {
+                tracing::info!(order_no = "QC1", "told");
+                tracing::debug!("not told");
+                tracing::info!(target: "lapin::channel", "not told");
+                tracing::info!(target: "hyper_util::client", "not told");
+                tracing::warn!(target: "hyper_util::client", "told too");
+            });
+            let bytes = lines.0.lock().unwrap().clone();
+            String::from_utf8(bytes).unwrap()
+        }
+    }
+
+    #[test]
+    fn json_has_the_fields_beside_the_time_in_utc() {
+        let text = Lines::of(|lines| {
+            let filter = filter(None).unwrap();
+            Box::new(json(filter, move || lines.clone()))
+        });
+        let events: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let messages: Vec<_> = events.iter().map(|e| e["message"].clone()).collect();
+        assert_eq!(messages, ["told", "told too"]);
+        assert_eq!(events[0]["order_no"], "QC1");
+        assert_eq!(events[0]["level"], "INFO");
+        let time = events[0]["timestamp"].as_str().unwrap();
+        assert!(time.ends_with('Z'), "{time}");
+        time.parse::<jiff::Timestamp>().unwrap();
+    }
+
+    #[test]
+    fn text_has_colours_only_when_asked() {
+        let of = |colours| {
+            Lines::of(|lines| {
+                let filter = filter(Some(" ")).unwrap();
+                Box::new(text(filter, colours, move || lines.clone()))
+            })
+        };
+        let plain = of(false);
+        assert_eq!(plain.lines().count(), 2, "{plain}");
+        assert!(
+            plain.contains("told") && plain.contains("order_no=\"QC1\""),
+            "{plain}"
+        );
+        assert!(!plain.contains('\u{1b}'), "{plain}");
+        assert!(of(true).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn the_filter_is_what_was_asked_for() {
+        assert_eq!(filter(Some("debug")).unwrap().to_string(), "debug");
+        assert!(filter(Some("lapin=loud")).is_err());
+    }
+}

@@ -1,0 +1,516 @@
+//! The worker: arrive → admit → claim → send → call → judge → record → tell → acknowledge.
+//!
+//! The desk decides, the edges act, and this loop joins them. It reads what has happened, asks the
+//! desk what is to be done, and hands that to whoever does it; it never waits for one of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+use uuid::Uuid;
+
+use crate::admin::metrics::Metrics;
+use crate::admin::{self, Snapshot, Trouble};
+use crate::broker::answer::{Publication, Settlement};
+use crate::broker::link::{Link, LinkState};
+use crate::broker::{BrokerEvent, Delivered};
+use crate::gateway::client::{Client, Ended};
+use crate::gateway::wire::ServerTime;
+use crate::ledger::{self, Done, Ledger, Sent};
+use crate::rules::admit::{self, House};
+use crate::rules::desk::{Action, CallId, Desk, Fate, LaneId, Note, Telling};
+use crate::rules::judge::{CallEnd, CancelLists, FoundOrder};
+use crate::rules::lane::{Method, Turn};
+use crate::rules::order::{AccountName, CommandId, OrderNo, Outcome};
+use crate::rules::pattern::Pattern;
+use crate::rules::time::{Mono, Now};
+
+/// Deadlines, ages and held deliveries are looked at this often.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Events read before the desk is asked again: enough to make groups of what has gathered.
+const GROUP_MAX: usize = 512;
+
+/// Both clocks, since the worker started.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// Starts now.
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Both clocks.
+    pub fn now(self) -> Now {
+        Now {
+            mono: Mono(self.0.elapsed()),
+            wall: Timestamp::now(),
+        }
+    }
+
+    fn instant(self, at: Mono) -> Instant {
+        self.0 + at.0
+    }
+}
+
+/// What the settings say of commands.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// In the lanes' order.
+    pub accounts: Vec<AccountName>,
+    /// `amqp.reply_to_allow`.
+    pub reply_to_allow: Vec<Pattern>,
+}
+
+impl House for Rules {
+    fn accounts(&self) -> impl Iterator<Item = &AccountName> {
+        self.accounts.iter()
+    }
+
+    fn allows_reply_to(&self, queue: &str) -> bool {
+        self.reply_to_allow
+            .iter()
+            .any(|pattern| pattern.matches(queue))
+    }
+}
+
+/// How a call ended, by its kind.
+enum CallDone {
+    Cancel(LaneId, CallId, usize, Ended<CancelLists>),
+    LookUp(LaneId, CallId, Ended<Vec<FoundOrder>>),
+    Probe(LaneId, CallId, Ended<ServerTime>),
+}
+
+/// How the worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// What was in flight is finished, and the rest is back in the queue.
+    Drained,
+    /// The drain's time passed, or a second signal came; so much was left.
+    Left {
+        /// Calls without an answer.
+        calls: usize,
+        /// Commands that were not acknowledged; the broker gives them out again.
+        commands: usize,
+    },
+}
+
+/// Everything the loop joins.
+pub struct Worker {
+    /// Decides.
+    pub desk: Desk,
+    /// What the settings say of commands.
+    pub rules: Rules,
+    /// One for each lane.
+    pub clients: Vec<Arc<Client>>,
+    /// Makes durable.
+    pub ledger: Ledger,
+    /// What has become durable.
+    pub done: UnboundedReceiver<Done>,
+    /// Brings commands and takes answers.
+    pub link: Link,
+    /// What the broker's side reports.
+    pub events: UnboundedReceiver<BrokerEvent>,
+    /// Tells the time.
+    pub clock: Clock,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// For the admin listener.
+    pub snapshot: watch::Sender<Snapshot>,
+}
+
+/// What the loop keeps for itself.
+struct Running {
+    calls: JoinSet<CallDone>,
+    unroutable_since: Option<Timestamp>,
+}
+
+impl Worker {
+    /// Works until `stop` says so, then drains for at most `drain`. `stop` counts the signals: a
+    /// second one ends the drain.
+    ///
+    /// # Errors
+    /// When the broker refuses us before there was a session: settings or permissions are wrong.
+    pub async fn run(
+        mut self,
+        mut stop: watch::Receiver<u32>,
+        drain: Duration,
+    ) -> anyhow::Result<Stopped> {
+        let mut running = Running {
+            calls: JoinSet::new(),
+            unroutable_since: None,
+        };
+        let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut drain_ends: Option<Instant> = None;
+        loop {
+            let now = self.clock.now();
+            for action in self.desk.turn(now) {
+                self.act(&mut running, now, action);
+            }
+            self.link.set_intake(self.desk.intake());
+            if drain_ends.is_some() && self.desk.is_idle() {
+                self.close().await;
+                return Ok(Stopped::Drained);
+            }
+            let wake = self
+                .desk
+                .wake_at(now.mono)
+                .unwrap_or(now.mono + SWEEP_EVERY);
+            tokio::select! {
+                Some(event) = self.events.recv() => {
+                    self.heard(&mut running, event);
+                    for _ in 1..GROUP_MAX {
+                        let Ok(event) = self.events.try_recv() else { break };
+                        self.heard(&mut running, event);
+                    }
+                }
+                Some(done) = self.done.recv() => {
+                    self.became_durable(&mut running, done);
+                    for _ in 1..GROUP_MAX {
+                        let Ok(done) = self.done.try_recv() else { break };
+                        self.became_durable(&mut running, done);
+                    }
+                }
+                Some(done) = running.calls.join_next() => match done {
+                    Ok(done) => self.answered(done),
+                    Err(panic) => anyhow::bail!("a call's task failed: {panic}"),
+                },
+                error = self.link.failed() => return Err(error.into()),
+                () = tokio::time::sleep_until(self.clock.instant(wake)) => {}
+                _ = sweep.tick() => {
+                    self.desk.sweep(self.clock.now());
+                    self.publish_snapshot(&mut running);
+                }
+                Ok(()) = stop.changed() => {
+                    if *stop.borrow() >= 2 && !self.desk.is_idle() {
+                        return Ok(self.left(&running));
+                    }
+                    info!(drain = ?drain, "stopping: no new commands and calls, finishing what is in flight");
+                    drain_ends = Some(Instant::now() + drain);
+                    self.desk.drain();
+                }
+                () = sleep_until(drain_ends) => return Ok(self.left(&running)),
+            }
+            if drain_ends.is_some() {
+                self.desk.give_back_idle();
+            }
+        }
+    }
+
+    async fn close(self) {
+        self.link.close().await;
+        // Only a disk that hangs makes it wait.
+        if tokio::task::spawn_blocking(move || self.ledger.close())
+            .await
+            .is_err()
+        {
+            error!("the ledger did not close");
+        }
+    }
+
+    fn left(&self, running: &Running) -> Stopped {
+        Stopped::Left {
+            calls: running.calls.len(),
+            commands: self.desk.load().commands,
+        }
+    }
+
+    // ---- what has happened ----
+
+    fn heard(&mut self, running: &mut Running, event: BrokerEvent) {
+        let now = self.clock.now();
+        match event {
+            BrokerEvent::Delivered(delivered) => self.arrived(now, *delivered),
+            BrokerEvent::Told {
+                command,
+                place,
+                fate,
+            } => {
+                self.note_fate(running, fate);
+                self.desk.told(now.mono, command, place, fate);
+            }
+            BrokerEvent::Parked { command, fate } => {
+                self.note_fate(running, fate);
+                self.desk.parked(now.mono, command, fate);
+            }
+            BrokerEvent::Lost => self.desk.session_lost(now.mono),
+        }
+    }
+
+    fn arrived(&mut self, now: Now, delivered: Delivered) {
+        let fresh_id = || {
+            let id = Uuid::new_v4().to_string();
+            CommandId::new(&id).unwrap_or_else(|| unreachable!("a UUID has 36 characters"))
+        };
+        let admission = admit::admit(delivered.raw, delivered.properties, fresh_id, &self.rules);
+        self.metrics.admitted(&admission);
+        self.desk
+            .arrive(now, delivered.ticket, delivered.redelivered, admission);
+    }
+
+    fn became_durable(&mut self, running: &mut Running, done: Done) {
+        match done {
+            Done::Claimed(claimed) => self.desk.claimed(self.clock.now(), claimed),
+            Done::Sent(sent) => self.call(running, sent),
+            Done::Recorded(id) => self.desk.recorded(id),
+        }
+    }
+
+    /// Calls, with the proof that it is recorded.
+    fn call(&mut self, running: &mut Running, sent: Sent) {
+        let list = sent.list();
+        let (lane, call) = (list.lane, list.call);
+        let orders: Vec<OrderNo> = list.orders.iter().map(|row| row.order_no.clone()).collect();
+        let client = Arc::clone(&self.clients[lane.0]);
+        running.calls.spawn(async move {
+            let ended = client.cancel(&orders).await;
+            CallDone::Cancel(lane, call, orders.len(), ended)
+        });
+    }
+
+    fn answered(&mut self, done: CallDone) {
+        let now = self.clock.now();
+        match done {
+            CallDone::Cancel(lane, call, orders, ended) => {
+                self.note_call(lane, Method::Cancel, orders, &ended);
+                self.desk.cancel_answered(now, call, &ended.end);
+            }
+            CallDone::LookUp(lane, call, ended) => {
+                self.note_call(lane, Method::LookUp, 1, &ended);
+                self.desk.look_up_answered(now, call, &ended.end);
+            }
+            CallDone::Probe(lane, call, ended) => {
+                self.note_call(lane, Method::Probe, 0, &ended);
+                self.desk.probe_answered(now, call, &ended.end);
+            }
+        }
+    }
+
+    // ---- what is to be done ----
+
+    fn act(&mut self, running: &mut Running, now: Now, action: Action) {
+        match action {
+            Action::Claim(claim) => self.ledger.claim(claim),
+            Action::Send(list) => self.ledger.send(list, now.wall),
+            Action::Record(record) => self.ledger.record(record),
+            Action::LookUp(call, lane, order_no) => {
+                self.ledger.note_call(lane, now.wall);
+                let client = Arc::clone(&self.clients[lane.0]);
+                running.calls.spawn(async move {
+                    CallDone::LookUp(lane, call, client.look_up(&order_no).await)
+                });
+            }
+            Action::Probe(call, lane) => {
+                self.ledger.note_call(lane, now.wall);
+                let client = Arc::clone(&self.clients[lane.0]);
+                running
+                    .calls
+                    .spawn(async move { CallDone::Probe(lane, call, client.now().await) });
+            }
+            Action::Tell(telling) => {
+                self.note_event(&telling);
+                self.link.publish(Publication::Event(Box::new(telling)));
+            }
+            Action::Park(parking) => self.link.publish(Publication::Park(Box::new(parking))),
+            Action::Acknowledge(finished) => {
+                self.metrics.acknowledged(finished.was_parked());
+                self.link.settle(Settlement::Acknowledge(finished));
+            }
+            Action::Return(ticket) => self.link.settle(Settlement::Return(ticket)),
+            Action::Note(lane, note) => self.note(lane, note),
+        }
+    }
+
+    // ---- what people see ----
+
+    fn note(&self, lane: LaneId, note: Note) {
+        let account = self.desk.account(lane).as_str();
+        match note {
+            Note::Turn(turn) => {
+                let report = self.desk.reports(self.clock.now().mono).swap_remove(lane.0);
+                let health = admin::health::describe(&report);
+                match turn {
+                    Turn::WentDown => {
+                        warn!(
+                            account,
+                            cause = health.cause,
+                            "the gateway is down; probing"
+                        );
+                    }
+                    Turn::WasStopped => error!(
+                        account,
+                        cause = health.cause,
+                        remedy = health.remedy,
+                        "the account cannot be called; its orders wait"
+                    ),
+                    Turn::Recovered => info!(account, "the account can be called again"),
+                    Turn::CoolsDown(time) => {
+                        warn!(
+                            account,
+                            seconds = time.as_secs(),
+                            "too many calls; leaving the account alone"
+                        );
+                    }
+                }
+            }
+            Note::QueryDenied(words) => warn!(
+                account,
+                words,
+                "orders may not be looked up, so what is in doubt ends as unknown; grant the application wms.stockother.OutQuery.queryWithDetail and restart"
+            ),
+            Note::Strangers(orders) => {
+                warn!(
+                    account,
+                    orders, "an answer named orders that were not asked for"
+                );
+                self.metrics.strangers(account, orders);
+            }
+        }
+    }
+
+    fn note_call<T>(&self, lane: LaneId, method: Method, orders: usize, ended: &Ended<T>) {
+        let account = self.desk.account(lane).as_str();
+        let result = result_word(&ended.end);
+        let millis = u64::try_from(ended.duration.as_millis()).unwrap_or(u64::MAX);
+        info!(
+            account,
+            method = admin::metrics::method_word(method),
+            orders,
+            result = %result,
+            http.response.status_code = ended.http_status,
+            duration_ms = millis,
+            "call"
+        );
+        self.metrics.call(
+            account,
+            method,
+            orders,
+            result_class(&ended.end),
+            ended.duration,
+        );
+    }
+
+    fn note_event(&self, telling: &Telling) {
+        let event = &telling.event;
+        let outcome = event.ending.outcome();
+        let account = event.account.as_ref().map_or("_", AccountName::as_str);
+        let command_id = telling.envelope.command_id.as_str();
+        let order_no = event.order_no.as_deref().unwrap_or_default();
+        let reason = event.ending.reason().map(|reason| &*reason.message);
+        match outcome {
+            Outcome::Failed | Outcome::Unknown => {
+                warn!(
+                    account,
+                    command_id,
+                    order_no,
+                    outcome = outcome.as_str(),
+                    reason,
+                    "told"
+                );
+            }
+            Outcome::Cancelled | Outcome::Refused | Outcome::Rejected | Outcome::Expired => {
+                debug!(
+                    account,
+                    command_id,
+                    order_no,
+                    outcome = outcome.as_str(),
+                    reason,
+                    "told"
+                );
+            }
+        }
+        self.metrics.event(account, outcome, event.replayed);
+    }
+
+    fn note_fate(&self, running: &mut Running, fate: Fate) {
+        match fate {
+            Fate::Confirmed | Fate::Lost => {}
+            Fate::Unroutable | Fate::Refused => {
+                if running.unroutable_since.is_none() {
+                    running.unroutable_since = Some(Timestamp::now());
+                    error!(
+                        cause = if fate == Fate::Refused {
+                            "a queue is full"
+                        } else {
+                            "no queue is bound"
+                        },
+                        "results cannot be delivered; their commands stay unacknowledged. Bind a queue with: wdt-cancel-worker bind QUEUE"
+                    );
+                }
+            }
+        }
+    }
+
+    fn publish_snapshot(&self, running: &mut Running) {
+        let now = self.clock.now();
+        let load = self.desk.load();
+        if load.untold == 0 {
+            running.unroutable_since = None;
+        }
+        let progress = self.link.progress();
+        let session = match &*self.link.state().borrow() {
+            LinkState::Connected { since } => Ok(*since),
+            LinkState::Disconnected { since, cause } => Err(Trouble::new(*since, cause)),
+        };
+        let ledger = match &*self.ledger.health().borrow() {
+            ledger::Health::Well => None,
+            ledger::Health::Failing { since, cause } => Some(Trouble::new(*since, cause)),
+        };
+        let commits = self.ledger.commits();
+        self.metrics
+            .ledger(commits.groups, commits.requests, commits.micros);
+        self.snapshot.send_replace(Snapshot {
+            taken_at: Some(now),
+            session,
+            consuming: progress.is_consuming(),
+            blocked: progress.blocked(),
+            ready: progress.ready(),
+            intake: self.desk.intake(),
+            undeliverable_since: running.unroutable_since,
+            ledger,
+            accounts: self.desk.reports(now.mono),
+            clock_offsets: self
+                .clients
+                .iter()
+                .map(|c| c.clock_offset_seconds())
+                .collect(),
+            load,
+        });
+    }
+}
+
+fn result_word<T>(end: &CallEnd<T>) -> String {
+    match end {
+        CallEnd::Answered(reply) if reply.message.is_empty() => format!("status {}", reply.status),
+        CallEnd::Answered(reply) => format!("status {}: {}", reply.status, reply.message),
+        CallEnd::Throttled { .. } => "HTTP 429".to_owned(),
+        CallEnd::Garbled { what, .. } | CallEnd::Lost { what } | CallEnd::NotReached { what } => {
+            what.clone()
+        }
+    }
+}
+
+/// Few words, for metrics.
+fn result_class<T>(end: &CallEnd<T>) -> &'static str {
+    match end {
+        CallEnd::Answered(reply) if reply.status == 0 => "ok",
+        CallEnd::Answered(_) => "status",
+        CallEnd::Throttled { .. } => "throttled",
+        CallEnd::Garbled { .. } => "garbled",
+        CallEnd::Lost { .. } => "lost",
+        CallEnd::NotReached { .. } => "not_reached",
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

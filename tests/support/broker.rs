@@ -1,0 +1,515 @@
+//! A RabbitMQ of the test's own: on the loopback address, on ports and in a directory of its own,
+//! started from the installed package without touching the system's broker. The recipe is in
+//! `deploy/lib-broker.sh`; the demo starts its broker from the same.
+//!
+//! [`Broker::shared`] is one for the test process; a test takes a virtual host of its own there,
+//! which costs milliseconds. [`Broker::start`] is one that a test may kill, freeze and restart:
+//! those verbs take `&mut self`, so nobody can do that to the shared one.
+//!
+//! Looking inside and giving orders goes through `erl_call`, which comes with the Erlang that
+//! RabbitMQ needs: it calls what `rabbitmqctl` calls, in 5 ms instead of 400. The counts of a quorum
+//! queue are read from its state machine. `rabbitmqctl` and the management plugin tell figures
+//! that are up to 5 s old for those, and a test that believes an old zero passes when it must not.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+
+use super::eventually::{eventually, eventually_ok};
+use super::process::{self, PATH, Process, Signal, free_port, fresh_dir};
+
+/// A start takes 3 to 6 s on two idle cores; beyond this it is broken.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// Another process may take a port between our look and the broker's; then other ports will do.
+const STARTS: usize = 3;
+/// One order to the broker's inside. It answers in milliseconds, or it is frozen.
+const CONSOLE_LIMIT: Duration = Duration::from_secs(30);
+/// How long a queue may be in between two states.
+const BETWEEN_LIMIT: Duration = Duration::from_secs(10);
+/// An AMQP 0-9-1 server answers this with a method frame, whose first byte is 1.
+const AMQP_HEADER: &[u8] = b"AMQP\0\0\x09\x01";
+/// Below what a test machine has, above what RabbitMQ takes (150 MiB); as in the recipe.
+const MEMORY_LIMIT: &str = "1GB";
+/// The recipe.
+const LIB_BROKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/lib-broker.sh");
+/// A step of the recipe takes milliseconds.
+const RECIPE_LIMIT: Duration = Duration::from_secs(10);
+/// Names connections of the kit, so that [`Vhost::close_connections`] spares them.
+pub const KIT_CONNECTION: &str = "wdt-test";
+
+/// True when RabbitMQ, and the Erlang tools the kit uses, are installed here.
+pub fn is_installed() -> bool {
+    recipe(&["broker_installed"]).is_ok()
+}
+
+/// Runs one function of the recipe; `Err` with what it said when it fails.
+fn recipe(call: &[&str]) -> Result<(), String> {
+    let mut bash = Command::new("bash");
+    bash.args(["-c", ". \"$0\" && \"$@\"", LIB_BROKER])
+        .args(call)
+        .env_clear()
+        .env("PATH", PATH);
+    let output = process::run(&mut bash, "", RECIPE_LIMIT);
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+/// A running broker. It ends with its value, and the shared one with the test process.
+pub struct Broker {
+    // Dropped in this order: the files go when nobody writes them any more.
+    vm: Process,
+    _epmd: Process,
+    files: Files,
+    inside: Arc<Inside>,
+    vhosts: AtomicU32,
+    frozen: bool,
+}
+
+impl Broker {
+    /// The one broker of this test process, started by whoever asks first.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<Broker> = OnceCell::const_new();
+        SHARED.get_or_init(Self::start).await
+    }
+
+    /// A broker of this test's own.
+    pub async fn start() -> Self {
+        assert!(
+            is_installed(),
+            "RabbitMQ is not installed here, and this test needs it: run tests/run.sh, which sets it up"
+        );
+        let mut said = String::new();
+        for _ in 0..STARTS {
+            let files = Files::new();
+            let epmd = files.start_epmd();
+            let vm = files.start_vm();
+            let mut broker = Self {
+                vm,
+                _epmd: epmd,
+                inside: Arc::new(Inside::new(&files)),
+                files,
+                vhosts: AtomicU32::new(0),
+                frozen: false,
+            };
+            match broker.ready().await {
+                Ok(()) => return broker,
+                Err(why) => said = why,
+            }
+        }
+        panic!("the broker did not start, {STARTS} times; the last time it said:\n{said}");
+    }
+
+    /// A fresh virtual host.
+    pub async fn vhost(&self) -> Vhost {
+        let number = self.vhosts.fetch_add(1, Ordering::Relaxed);
+        let vhost = Vhost {
+            name: format!("test-{number}"),
+            port: self.files.port,
+            inside: self.inside.clone(),
+        };
+        vhost
+            .inside
+            .order(&format!(
+                r#"V = <<"{}">>, Everything = <<".*">>,
+                rabbit_vhost:add(V, <<"test">>),
+                rabbit_auth_backend_internal:set_permissions(
+                    <<"guest">>, V, Everything, Everything, Everything, <<"test">>)"#,
+                vhost.name
+            ))
+            .await;
+        vhost
+    }
+
+    /// The AMQP port.
+    pub fn port(&self) -> u16 {
+        self.files.port
+    }
+
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        &self.files.dir
+    }
+
+    /// The Erlang VM's process id.
+    pub fn pid(&self) -> i32 {
+        self.vm.pid()
+    }
+
+    /// SIGKILL to the Erlang VM; returns when it is gone.
+    ///
+    /// RabbitMQ 3.10.8 forgets a quorum queue that was declared less than about a second before
+    /// (the name of its log is written half a second late): the queue comes back without its
+    /// confirmed messages and never gets a leader. A test would meet that by chance, so the names
+    /// are written before, unless the broker is frozen. Messages are not touched.
+    pub async fn kill9(&mut self) {
+        if self.vm.ended().is_none() && !self.frozen {
+            self.inside
+                .order("[dets:sync(Table) || Table <- dets:all()]")
+                .await;
+        }
+        self.vm.kill9();
+        self.frozen = false;
+    }
+
+    /// Starts it again on the same port and with the same data, after [`Self::kill9`] or from
+    /// running; returns when it is ready. Virtual hosts keep their URL.
+    pub async fn restart(&mut self) {
+        self.kill9().await;
+        self.vm = self.files.start_vm();
+        if let Err(said) = self.ready().await {
+            panic!("the broker did not come back:\n{said}");
+        }
+    }
+
+    /// SIGSTOP: it accepts TCP connections and stays mute, until [`Self::thaw`].
+    pub fn freeze(&mut self) {
+        self.vm.signal(Signal::STOP);
+        self.frozen = true;
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&mut self) {
+        self.vm.signal(Signal::CONT);
+        self.frozen = false;
+    }
+
+    /// Raises the memory alarm: whoever publishes is blocked, until [`Self::end_alarm`].
+    pub async fn raise_alarm(&mut self) {
+        self.set_memory_limit("1MB", true).await;
+    }
+
+    /// Ends the memory alarm.
+    pub async fn end_alarm(&mut self) {
+        self.set_memory_limit(MEMORY_LIMIT, false).await;
+    }
+
+    /// Closes a channel that has held a delivery for this long (406, PRECONDITION_FAILED), as every
+    /// broker does after half an hour. Holds for channels that are opened from now on.
+    pub async fn limit_holding(&mut self, time: Duration) {
+        self.inside
+            .order(&format!(
+                // The ages are looked at when a channel ticks.
+                "application:set_env(rabbit, channel_tick_interval, 500),
+                application:set_env(rabbit, consumer_timeout, {})",
+                time.as_millis()
+            ))
+            .await;
+    }
+
+    async fn set_memory_limit(&self, limit: &str, alarm: bool) {
+        self.inside
+            .order(&format!(
+                r#"vm_memory_monitor:set_vm_memory_high_watermark({{absolute, "{limit}"}})"#
+            ))
+            .await;
+        eventually(CONSOLE_LIMIT, "the memory alarm changes", async || {
+            let raised: bool = self.inside.ask("rabbit_alarm:get_alarms() /= []").await;
+            (raised == alarm).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until it has booted and speaks AMQP; `Err` with its log's end when it has ended instead.
+    async fn ready(&mut self) -> Result<(), String> {
+        let port = self.files.port;
+        let what = format!("a broker is ready on port {port}");
+        let (vm, inside) = (&mut self.vm, &self.inside);
+        eventually_ok(START_LIMIT, &what, async || {
+            if vm.ended().is_some() {
+                return Ok(Err(vm.log_tail()));
+            }
+            if !speaks_amqp(port).await {
+                return Err("no AMQP".to_string());
+            }
+            // It listens before the last steps of its start have run.
+            match inside.try_ask("rabbit:is_running()").await? {
+                true => Ok(Ok(())),
+                false => Err("not running yet".to_string()),
+            }
+        })
+        .await
+    }
+}
+
+async fn speaks_amqp(port: u16) -> bool {
+    let first_byte = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+        stream.write_all(AMQP_HEADER).await.ok()?;
+        stream.read_u8().await.ok()
+    };
+    timeout(Duration::from_secs(1), first_byte).await == Ok(Some(1))
+}
+
+/// The broker's directory and ports; they outlive a restart.
+struct Files {
+    dir: PathBuf,
+    port: u16,
+    epmd_port: u16,
+}
+
+impl Files {
+    fn new() -> Self {
+        let files = Self {
+            dir: fresh_dir("broker"),
+            port: free_port(),
+            epmd_port: free_port(),
+        };
+        let (dir, port) = (files.dir.display().to_string(), files.port.to_string());
+        let epmd_port = files.epmd_port.to_string();
+        recipe(&["write_private_broker", &dir, &port, &epmd_port])
+            .unwrap_or_else(|said| panic!("{said}"));
+        files
+    }
+
+    fn start_epmd(&self) -> Process {
+        let start = self.dir.join("start-epmd");
+        Process::start("epmd", start, &[], &[], &self.dir.join("epmd.log"))
+    }
+
+    fn start_vm(&self) -> Process {
+        let start = self.dir.join("start");
+        let log = self.dir.join("start.log");
+        Process::start("rabbitmq-server", start, &[], &[], &log)
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        // The watchdog removes what is left, in case the VM still writes.
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// The way into the broker's VM.
+struct Inside {
+    node: String,
+    env: [(&'static str, String); 3],
+    calls: AtomicU32,
+}
+
+impl Inside {
+    fn new(files: &Files) -> Self {
+        Self {
+            node: format!("wdt-{}@localhost", files.port),
+            env: [
+                ("PATH", PATH.into()),
+                // Where the cookie is.
+                ("HOME", files.dir.display().to_string()),
+                ("ERL_EPMD_PORT", files.epmd_port.to_string()),
+            ],
+            calls: AtomicU32::new(0),
+        }
+    }
+
+    /// Evaluates an Erlang expression for its effect.
+    async fn order(&self, expression: &str) {
+        let done: String = self
+            .ask(&format!("begin {expression}, <<\"done\">> end"))
+            .await;
+        assert_eq!(done, "done", "{expression}");
+    }
+
+    /// Evaluates an Erlang expression, whose value must be fit for JSON: text is a binary.
+    async fn ask<T: DeserializeOwned>(&self, expression: &str) -> T {
+        self.try_ask(expression)
+            .await
+            .unwrap_or_else(|said| panic!("the broker said {said:?} to {expression}"))
+    }
+
+    async fn try_ask<T: DeserializeOwned>(&self, expression: &str) -> Result<T, String> {
+        let code = format!("io:format(\"~ts\", [rabbit_json:encode({expression})]).\n");
+        // Two callers of one name would throw each other out.
+        let call = self.calls.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ask-{}-{call}", std::process::id());
+        let mut command = Command::new("erl_call");
+        command
+            .args(["-sname", &self.node, "-h", &name, "-fetch_stdout", "-e"])
+            .env_clear()
+            .envs(self.env.clone());
+        let output =
+            tokio::task::spawn_blocking(move || process::run(&mut command, &code, CONSOLE_LIMIT))
+                .await
+                .expect("ask the broker");
+        let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
+        // What was printed, and then what the printing returned.
+        if let Some(json) = said.strip_suffix("{ok, ok}")
+            && let Ok(value) = serde_json::from_str(json)
+        {
+            return Ok(value);
+        }
+        said.push_str(&String::from_utf8_lossy(&output.stderr));
+        Err(said)
+    }
+}
+
+/// One queue as the broker sees it at this moment.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Queue {
+    pub name: String,
+    pub ready: u64,
+    pub unacked: u64,
+    pub consumers: u64,
+}
+
+/// How a queue or an exchange was declared.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Declared {
+    /// `quorum`, `classic` or `topic`.
+    pub kind: String,
+    pub durable: bool,
+    pub arguments: BTreeMap<String, Value>,
+}
+
+/// One consumer as the broker sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Consumer {
+    pub queue: String,
+    pub tag: String,
+    /// 0 is no bound.
+    pub prefetch: u64,
+    pub manual_ack: bool,
+}
+
+/// A virtual host of the test's own: nobody else's queues, consumers or connections.
+#[derive(Clone)]
+pub struct Vhost {
+    name: String,
+    port: u16,
+    inside: Arc<Inside>,
+}
+
+impl Vhost {
+    /// A fresh one on the shared broker.
+    pub async fn fresh() -> Self {
+        Broker::shared().await.vhost().await
+    }
+
+    /// Where clients connect.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/{}", self.port, self.name)
+    }
+
+    /// All its queues, by name.
+    pub async fn queues(&self) -> Vec<Queue> {
+        let counts = format!(
+            r#"[begin
+                {{Ready, Unacked, Consumers}} = case amqqueue:get_type(Q) of
+                    rabbit_quorum_queue ->
+                        {{ok, {{_, S}}, _}} = ra:local_query(
+                            amqqueue:get_pid(Q), fun rabbit_fifo:overview/1),
+                        {{maps:get(num_ready_messages, S), maps:get(num_checked_out, S),
+                         maps:get(num_consumers, S)}};
+                    _ ->
+                        [{{_, R}}, {{_, U}}, {{_, C}}] = rabbit_amqqueue:info(
+                            Q, [messages_ready, messages_unacknowledged, consumers]),
+                        {{R, U, C}}
+                end,
+                #{{name => element(4, amqqueue:get_name(Q)),
+                  ready => Ready, unacked => Unacked, consumers => Consumers}}
+            end || Q <- rabbit_amqqueue:list(<<"{}">>)]"#,
+            self.name
+        );
+        // A queue that is just being created, deleted or recovered cannot be read for a moment.
+        let what = format!("the queues of {} can be read", self.name);
+        let mut queues: Vec<Queue> = eventually_ok(BETWEEN_LIMIT, &what, async || {
+            self.inside.try_ask(&counts).await
+        })
+        .await;
+        queues.sort_by(|a, b| a.name.cmp(&b.name));
+        queues
+    }
+
+    /// One queue, if it exists.
+    pub async fn queue(&self, name: &str) -> Option<Queue> {
+        self.queues().await.into_iter().find(|q| q.name == name)
+    }
+
+    /// Waits until a queue holds exactly this many messages ready and unacknowledged.
+    pub async fn queue_holds(&self, limit: Duration, name: &str, ready: u64, unacked: u64) {
+        let what = format!("{name} holds {ready} ready and {unacked} unacknowledged");
+        eventually_ok(limit, &what, async || match self.queue(name).await {
+            Some(queue) if (queue.ready, queue.unacked) == (ready, unacked) => Ok(()),
+            other => Err(other),
+        })
+        .await;
+    }
+
+    /// All consumers.
+    pub async fn consumers(&self) -> Vec<Consumer> {
+        self.inside
+            .ask(&format!(
+                r#"[#{{queue => element(4, proplists:get_value(queue_name, C)),
+                     tag => proplists:get_value(consumer_tag, C),
+                     prefetch => proplists:get_value(prefetch_count, C),
+                     manual_ack => proplists:get_value(ack_required, C)}}
+                   || C <- rabbit_amqqueue:consumers_all(<<"{}">>)]"#,
+                self.name
+            ))
+            .await
+    }
+
+    /// How a queue was declared, if it exists.
+    pub async fn declared_queue(&self, name: &str) -> Option<Declared> {
+        self.inside
+            .ask(&format!(
+                r#"case rabbit_amqqueue:lookup(rabbit_misc:r(<<"{}">>, queue, <<"{name}">>)) of
+                    {{ok, Q}} ->
+                        #{{kind => case amqqueue:get_type(Q) of
+                              rabbit_quorum_queue -> quorum; rabbit_classic_queue -> classic end,
+                          durable => amqqueue:is_durable(Q),
+                          arguments => maps:from_list(
+                              [{{K, V}} || {{K, _, V}} <- amqqueue:get_arguments(Q)])}};
+                    _ -> null
+                end"#,
+                self.name
+            ))
+            .await
+    }
+
+    /// How an exchange was declared, if it exists.
+    pub async fn declared_exchange(&self, name: &str) -> Option<Declared> {
+        self.inside
+            .ask(&format!(
+                r#"case rabbit_exchange:lookup(rabbit_misc:r(<<"{}">>, exchange, <<"{name}">>)) of
+                    {{ok, X}} ->
+                        maps:put(arguments, #{{}}, maps:from_list([{{kind, T}} || {{type, T}} <-
+                            rabbit_exchange:info(X, [type])] ++ rabbit_exchange:info(X, [durable])));
+                    _ -> null
+                end"#,
+                self.name
+            ))
+            .await
+    }
+
+    /// Closes every connection to this virtual host except the kit's own, as an operator would
+    /// (320, CONNECTION_FORCED); tells how many.
+    pub async fn close_connections(&self) -> usize {
+        let closed: Vec<bool> = self
+            .inside
+            .ask(&format!(
+                r#"[begin rabbit_networking:close_connection(P, "closed by a test"), true end
+                   || P <- rabbit_networking:connections(),
+                      [{{vhost, <<"{}">>}}, {{client_properties, Ps}}] <-
+                          [catch rabbit_networking:connection_info(
+                              P, [vhost, client_properties])],
+                      lists:keyfind(<<"connection_name">>, 1, Ps) /=
+                          {{<<"connection_name">>, longstr, <<"{KIT_CONNECTION}">>}}]"#,
+                self.name
+            ))
+            .await;
+        closed.len()
+    }
+}
