@@ -1322,3 +1322,106 @@ fn what_is_sent_stays_recorded_as_sent() {
     let row = &bench.ledger.orders[&(LaneId(0), OrderNo::new("C").unwrap())];
     assert_eq!(row.state, OrderState::Sent);
 }
+
+#[test]
+fn an_id_stays_known_as_long_as_any_of_its_deliveries_is_in_hand() {
+    let mut bench = Bench::new();
+    bench.deliver(&command("c1", &["A"]));
+    let _ = bench.go();
+    let throttled = reply(100, "超过每分钟最大调用频率限制", None);
+    assert_eq!(bench.cancel_ends(&throttled), ["note cools 60s"]);
+    // The first goes back after the hold, its twin was delivered later.
+    bench.deliver(&command("c2", &["B"]));
+    let _ = bench.pass(30);
+    bench.deliver(&command("c2", &["B"]));
+    let _ = bench.go();
+    assert_eq!(bench.pass(30), ["send [A B]"]);
+    assert_eq!(bench.cancel_ends(&throttled), ["note cools 300s"]);
+    assert_eq!(
+        bench.pass(HOLD - 60),
+        ["record []", "send [B]", "return 1", "return 2"]
+    );
+    bench.deliver(&command("c2", &["C"]));
+    assert_eq!(bench.go(), ["tell c2/C command_id_reused", "ack 4"]);
+}
+
+#[test]
+fn the_ledger_tells_whose_an_id_is() {
+    let mut bench = Bench::new();
+    let own = command("c1", &["A"]);
+    bench.deliver(&own);
+    let _ = bench.go();
+    let _ = bench.cancel_ends(&cancelled(&["A"]));
+    bench.keeps = |action| matches!(action, Action::Claim(_));
+    bench.deliver(&command("c1", &["B"]));
+    bench.deliver(&own);
+    assert_eq!(bench.go(), ["claim c1 [B]", "claim c1 [A]"]);
+    assert_eq!(
+        bench.release(),
+        [
+            "tell c1/B command_id_reused",
+            "tell c1/A cancelled again",
+            "ack 2",
+            "ack 3"
+        ]
+    );
+    // Where it knows neither, the first is the one that counts.
+    bench.keeps = |action| matches!(action, Action::Claim(_));
+    bench.deliver(&command("c2", &["B"]));
+    bench.deliver(&command("c2", &["C"]));
+    assert_eq!(bench.go(), ["claim c2 [B]", "claim c2 [C]"]);
+    assert_eq!(
+        bench.release(),
+        ["tell c2/C command_id_reused", "send [B]", "ack 5"]
+    );
+}
+
+#[test]
+fn nothing_is_decided_for_a_command_before_the_ledger_has_told() {
+    let mut bench = Bench::new();
+    bench.deliver(&command("c1", &["A"]));
+    let _ = bench.go();
+    let _ = bench.cancel_ends(&refused("A"));
+    bench.deliver(&command("c2", &["B"]));
+    let _ = bench.go();
+    bench.keeps = |action| matches!(action, Action::Claim(_));
+    bench.deliver(&command("c1", &["B"]));
+    assert_eq!(bench.go(), ["claim c1 []"]);
+    assert_eq!(
+        bench.cancel_ends(&cancelled(&["B"])),
+        [
+            "record [B=cancelled c2/B=cancelled]",
+            "tell c2/B cancelled",
+            "ack 2"
+        ],
+        "c1 waits on"
+    );
+    assert_eq!(bench.release(), ["tell c1/B command_id_reused", "ack 3"]);
+    assert_eq!(bench.desk.load(), Default::default());
+}
+
+#[test]
+fn a_twin_says_what_the_first_says() {
+    let mut bench = Bench::with(Verify::Never);
+    let sent = command("c1", &["A"]);
+    bench.deliver(&sent);
+    let _ = bench.go();
+    bench.fates.push_back(Fate::Unroutable);
+    let _ = bench.cancel_ends(&lost());
+    bench.deliver(&sent);
+    assert_eq!(
+        bench.go(),
+        [
+            "claim c1 [A]",
+            "record [c1/A=unconfirmed]",
+            "tell c1/A unconfirmed again",
+            "park c1 unsettled",
+            "ack 2",
+        ],
+        "it is not tried again while the failure is still to be told"
+    );
+    assert_eq!(
+        bench.pass(10),
+        ["tell c1/A unconfirmed", "park c1 unsettled", "ack 1"]
+    );
+}

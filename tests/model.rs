@@ -23,7 +23,7 @@ use wdt_cancel_worker::rules::admit::{self, House, RawCommand, RawProperties};
 use wdt_cancel_worker::rules::delay::Delays;
 use wdt_cancel_worker::rules::desk::{
     AccountPolicy, Action, CallId, Claim, Desk, Fate, Intake, LaneId, OrderState, Parking, Policy,
-    Record, SendList, Telling, Ticket,
+    Record, ResultRow, SendList, Telling, Ticket,
 };
 use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, FoundOrder, Reply};
 use wdt_cancel_worker::rules::next::Retry;
@@ -166,6 +166,15 @@ enum State {
 
 type Key = (LaneId, OrderNo);
 
+/// An ending of an order of a command.
+type ToldOf = (LaneId, CommandId, String, String);
+
+fn told_of(row: &ResultRow) -> ToldOf {
+    let ending = format!("{:?}", row.ending);
+    let no = row.order_no.to_string();
+    (row.lane, row.command_id.clone(), no, ending)
+}
+
 /// What the ledger was asked and has not done yet.
 enum Job {
     Claim(Claim),
@@ -213,6 +222,8 @@ struct Event {
 enum Move {
     /// The ledger does and answers what it was asked first.
     Ledger,
+    /// It answers a claim before the writes that it was asked earlier.
+    ClaimFirst,
     /// A call ends.
     Call(usize),
     /// The broker takes a publication, or does not.
@@ -258,7 +269,9 @@ struct World<'a> {
 
     ledger: Ledger,
     /// Every ending that was ever recorded for an order of a command.
-    recorded: BTreeSet<(LaneId, CommandId, String, String)>,
+    recorded: BTreeSet<ToldOf>,
+    /// The same, and those on their way to the ledger.
+    decided: BTreeSet<ToldOf>,
     messages: Vec<Message>,
     /// How many of the commands were sent.
     submitted: usize,
@@ -302,12 +315,16 @@ fn desk(config: &Config) -> Desk {
         hold: HOLD,
         untold_pause: UNTOLD_PAUSE,
     };
-    let accounts = ACCOUNTS.map(|name| AccountPolicy {
-        name: AccountName::new(name).unwrap(),
-        calls_per_minute: config.calls_per_minute,
-        concurrency: config.concurrency,
-        max_orders_per_call: config.max_orders_per_call,
-    });
+    let most = config.commands.iter().map(|sent| sent.account).max();
+    let accounts = ACCOUNTS[..=most.unwrap_or(0)].iter();
+    let accounts: Vec<AccountPolicy> = accounts
+        .map(|name| AccountPolicy {
+            name: AccountName::new(name).unwrap(),
+            calls_per_minute: config.calls_per_minute,
+            concurrency: config.concurrency,
+            max_orders_per_call: config.max_orders_per_call,
+        })
+        .collect();
     Desk::new(policy, &accounts, fastrand::Rng::with_seed(7))
 }
 
@@ -371,6 +388,7 @@ impl<'a> World<'a> {
             late_losses: Vec::new(),
             ledger: Ledger::default(),
             recorded: BTreeSet::new(),
+            decided: BTreeSet::new(),
             messages: Vec::new(),
             submitted: 0,
             tickets: BTreeMap::new(),
@@ -456,6 +474,9 @@ impl<'a> World<'a> {
         if !self.jobs.is_empty() {
             moves.push(Move::Ledger);
         }
+        if self.claim_behind_writes().is_some() {
+            moves.push(Move::ClaimFirst);
+        }
         if !self.answers.is_empty() {
             moves.push(Move::Answer);
         }
@@ -504,7 +525,15 @@ impl<'a> World<'a> {
         self.steps += 1;
         self.tell(|| format!("-- {what:?}"));
         match what {
-            Move::Ledger => self.ledger_does(),
+            Move::Ledger => {
+                let first = self.jobs.pop_front();
+                self.ledger_does(first);
+            }
+            Move::ClaimFirst => {
+                let claim = self.claim_behind_writes();
+                let claim = claim.and_then(|at| self.jobs.remove(at));
+                self.ledger_does(claim);
+            }
             Move::Call(at) => self.call_ends(at),
             Move::Publication(at) => self.publication_ends(at),
             Move::Answer => self.answer(),
@@ -579,22 +608,20 @@ impl<'a> World<'a> {
 
     // The ledger.
 
-    fn ledger_does(&mut self) {
-        match self.jobs.pop_front() {
+    fn claim_behind_writes(&self) -> Option<usize> {
+        let claim = |job: &Job| matches!(job, Job::Claim(_));
+        self.jobs.iter().position(claim).filter(|at| *at > 0)
+    }
+
+    fn ledger_does(&mut self, job: Option<Job>) {
+        match job {
             Some(Job::Claim(claim)) => {
                 let claimed = self.ledger.answer(&claim);
                 self.desk.claimed(self.now, claimed);
             }
             Some(Job::Record(record)) => {
                 self.ledger.keep(&record.orders, &record.results);
-                for row in &record.results {
-                    self.recorded.insert((
-                        row.lane,
-                        row.command_id.clone(),
-                        row.order_no.to_string(),
-                        format!("{:?}", row.ending),
-                    ));
-                }
+                self.recorded.extend(record.results.iter().map(told_of));
                 self.check_flights();
                 self.check_results();
                 self.desk.recorded(record.id);
@@ -674,7 +701,9 @@ impl<'a> World<'a> {
             OrderState::Ended(ending, _) => Some((row.lane, row.order_no.clone(), ending)),
             OrderState::Waiting | OrderState::Sent => None,
         });
-        let results = record.results.iter().filter_map(|row| {
+        // What a twin says again was true when it was first said.
+        let is_new = |row: &&ResultRow| self.decided.insert(told_of(row));
+        let results = record.results.iter().filter(is_new).filter_map(|row| {
             let no = OrderNo::new(&row.order_no).ok()?;
             Some((row.lane, no, &row.ending))
         });
@@ -744,7 +773,13 @@ impl<'a> World<'a> {
 
     fn submit(&mut self) {
         let sent = &self.config.commands[self.submitted];
-        let same = self.config.commands.iter().position(|c| c == sent);
+        let sorted = |sent: &Sent| {
+            let mut orders = sent.orders.clone();
+            orders.sort_unstable();
+            (sent.id, sent.account, orders)
+        };
+        let mut commands = self.config.commands.iter();
+        let same = commands.position(|c| sorted(c) == sorted(sent));
         self.messages.push(Message {
             command: same.unwrap(),
             published_at: self.steps,
@@ -1205,7 +1240,7 @@ fn drawn(rng: &mut fastrand::Rng) -> Config {
 fn by_chance() {
     let runs = match std::env::var("MODEL_RUNS") {
         Ok(runs) => runs.parse().expect("MODEL_RUNS is a number"),
-        Err(_) => 60_000,
+        Err(_) => 40_000,
     };
     let began = Instant::now();
     let mut steps = 0;

@@ -8,10 +8,10 @@ use super::action::{
     Action, Claim, Claimed, CommandKey, LaneId, OrderRow, OrderState, ResultRow, Ticket,
 };
 use super::hand::{OnRecord, Open, Order, Park, Phase, Stage, Told};
-use crate::rules::admit::{Admission, Command, Entry, Rejection};
+use crate::rules::admit::{Admission, Command, Entry, Fingerprint, Rejection};
 use crate::rules::lane::OrderKey;
 use crate::rules::next::{self, Tries};
-use crate::rules::order::{Ending, OrderNo, Outcome, Reason, ReasonCode};
+use crate::rules::order::{CommandId, Ending, OrderNo, Outcome, Reason, ReasonCode};
 use crate::rules::policy::Verify;
 use crate::rules::time::Now;
 
@@ -30,19 +30,27 @@ impl Desk {
             return;
         };
         let id = (lane, command.envelope.command_id.clone());
-        let twin = self.by_id.get(&id).copied();
-        if let Some(first) = twin.and_then(|key| self.commands.get_mut(&key)) {
-            if first.fingerprint != Some(command.fingerprint) {
-                return self.reject(now, ticket, Rejection::of(&command, reused()));
+        let mut repeat = false;
+        for other_key in self.by_id.get(&id).cloned().unwrap_or_default() {
+            let Some(other) = self.commands.get_mut(&other_key) else {
+                continue;
+            };
+            if other.fingerprint != Some(command.fingerprint) {
+                if other.claimed {
+                    return self.reject(now, ticket, Rejection::of(&command, reused()));
+                }
+                // The ledger will tell whose id it is.
+                continue;
             }
-            if first.ticket.is_none() {
-                first.ticket = Some(ticket);
-                first.orphaned_at = None;
-                first.arrived = now.mono;
-                first.envelope = command.envelope;
-                self.tell_decided(twin.into_iter());
+            if other.ticket.is_none() {
+                other.ticket = Some(ticket);
+                other.orphaned_at = None;
+                other.arrived = now.mono;
+                other.envelope = command.envelope;
+                self.tell_decided([other_key].into_iter());
                 return;
             }
+            repeat = true;
         }
         let key = CommandKey(self.number());
         let mut since = now.wall;
@@ -92,14 +100,14 @@ impl Desk {
                 since,
                 redelivered,
                 claimed: false,
-                repeat: twin.is_some(),
+                repeat,
                 undelivered: BTreeSet::new(),
                 unconfirmed: entries.len(),
                 entries,
                 park: Park::NotNeeded,
             },
         );
-        self.by_id.entry(id).or_insert(key);
+        self.by_id.entry(id).or_default().push(key);
     }
 
     pub(super) fn reject(&mut self, now: Now, ticket: Ticket, rejection: Rejection) {
@@ -203,10 +211,13 @@ impl Desk {
         let Some(command) = self.commands.get(&key) else {
             return;
         };
-        if results
-            .iter()
-            .any(|r| Some(r.fingerprint) != command.fingerprint)
-        {
+        let of_others = |f: Option<Fingerprint>| f != command.fingerprint;
+        let used = results.iter().any(|row| of_others(Some(row.fingerprint)))
+            || results.is_empty()
+                && self
+                    .same_id(command)
+                    .any(|other| other.claimed && of_others(other.fingerprint));
+        if used {
             return self.turn_down(now, key);
         }
         let recorded: HashMap<&str, &ResultRow> =
@@ -240,22 +251,38 @@ impl Desk {
         }
     }
 
+    /// Every command in hand with this one's id, itself too.
+    fn same_id(&self, command: &Open) -> impl Iterator<Item = &Open> {
+        let keys = command.id().and_then(|id| self.by_id.get(&id));
+        keys.into_iter()
+            .flatten()
+            .filter_map(|key| self.commands.get(key))
+    }
+
+    /// The command is not one of this id any more.
+    pub(super) fn leave_id(&mut self, id: Option<(LaneId, CommandId)>, key: CommandKey) {
+        let Some(id) = id else {
+            return;
+        };
+        if let Some(keys) = self.by_id.get_mut(&id) {
+            keys.retain(|other| *other != key);
+            if keys.is_empty() {
+                self.by_id.remove(&id);
+            }
+        }
+    }
+
     /// What the same command, in hand already, is about to be told is told here too: the ledger may
     /// have been asked before it was recorded, and an order that failed is tried again only after
     /// that is told, or the failure would be the later word.
     fn follow_twin(&mut self, key: CommandKey) {
-        let Some(command) = self.commands.get(&key).filter(|c| c.repeat) else {
+        let Some(command) = self.commands.get(&key) else {
             return;
         };
-        let id = command
-            .lane
-            .map(|lane| (lane, command.envelope.command_id.clone()));
-        let Some(first) = id.and_then(|id| self.commands.get(self.by_id.get(&id)?)) else {
-            return;
-        };
-        let decided: HashMap<&str, &Told> = first
-            .entries
-            .iter()
+        let decided: HashMap<&str, &Told> = self
+            .same_id(command)
+            .filter(|other| other.fingerprint == command.fingerprint)
+            .flat_map(|other| &other.entries)
             .filter_map(|(shown, stage)| match stage {
                 Stage::Recording(told)
                 | Stage::Decided(told)
@@ -296,12 +323,8 @@ impl Desk {
             *stage = Stage::Decided(told.clone());
         }
         command.fingerprint = None;
-        let id = command
-            .lane
-            .map(|lane| (lane, command.envelope.command_id.clone()));
-        if let Some(id) = id.filter(|id| self.by_id.get(id) == Some(&key)) {
-            self.by_id.remove(&id);
-        }
+        let id = command.id();
+        self.leave_id(id, key);
         for (order, place) in detached {
             self.detach(order, key, place);
         }

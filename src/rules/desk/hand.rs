@@ -9,7 +9,7 @@ use super::action::{CommandKey, LaneId, OrderRow, OrderState, Ticket};
 use crate::rules::admit::{Envelope, Fingerprint};
 use crate::rules::lane::OrderKey;
 use crate::rules::next::{self, Tries};
-use crate::rules::order::{Ending, OrderNo, Outcome, Reason, ReasonCode};
+use crate::rules::order::{CommandId, Ending, OrderNo, Outcome, Reason, ReasonCode};
 use crate::rules::time::{Mono, Now};
 
 /// An entry of a command in hand.
@@ -156,6 +156,11 @@ impl Order {
 }
 
 impl Open {
+    /// Its id, where it is one of an account.
+    pub(super) fn id(&self) -> Option<(LaneId, CommandId)> {
+        Some((self.lane?, self.envelope.command_id.clone()))
+    }
+
     pub(super) fn is_late(&self, now: Now) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= now.wall)
     }

@@ -18,8 +18,9 @@
 //! 6. When each event of a command is confirmed, the command is acknowledged
 //!    ([`Action::Acknowledge`]); one that failed is copied to the dead-letter queue before.
 //!
-//! The ledger takes claims, records and lists to be sent in the sequence of the actions, and answers
-//! in that sequence. Everything else may be answered in any.
+//! The ledger writes records and lists to be sent in the sequence of the actions. A claim may be
+//! answered before what was asked of it earlier, and sees only what is durable then; it is never
+//! answered after what was asked later. Everything else may be answered in any sequence.
 
 mod action;
 mod arrive;
@@ -105,8 +106,8 @@ pub struct Desk {
     lane_ids: HashMap<AccountName, LaneId>,
     /// In the sequence of their arrival, so that the same events have the same answers.
     commands: BTreeMap<CommandKey, Open>,
-    /// The first of each id in hand.
-    by_id: HashMap<(LaneId, CommandId), CommandKey>,
+    /// Those of each id in hand, in the sequence of their arrival.
+    by_id: HashMap<(LaneId, CommandId), Vec<CommandKey>>,
     orders: HashMap<OrderKey, Order>,
     by_number: HashMap<(LaneId, OrderNo), OrderKey>,
     /// Lanes hold orders that have left.

@@ -106,12 +106,7 @@ impl Desk {
 
     pub(super) fn remove_command(&mut self, key: CommandKey) -> Option<Open> {
         let command = self.commands.remove(&key)?;
-        if let Some(lane) = command.lane {
-            let id = (lane, command.envelope.command_id.clone());
-            if self.by_id.get(&id) == Some(&key) {
-                self.by_id.remove(&id);
-            }
-        }
+        self.leave_id(command.id(), key);
         Some(command)
     }
 

@@ -222,16 +222,11 @@ impl Desk {
         let done: Vec<CommandKey> = self
             .commands
             .iter()
-            .filter(|(key, c)| {
-                let recognised = !c.envelope.id_is_ours
-                    && c.lane.is_some_and(|lane| {
-                        let id = (lane, c.envelope.command_id.clone());
-                        self.by_id.get(&id) == Some(key)
-                    });
-                let kept = if recognised {
-                    ORPHANS_KEPT
-                } else {
+            .filter(|(_, c)| {
+                let kept = if c.envelope.id_is_ours {
                     Duration::ZERO
+                } else {
+                    ORPHANS_KEPT
                 };
                 let is_over = c.orphaned_at.is_some_and(|at| now.since(at) >= kept);
                 is_over
