@@ -27,6 +27,7 @@ use tracing::{error, info, warn};
 
 use super::answer::{self, Outlet, Publication, Settlement};
 use super::intake::{Inlet, Tickets};
+use super::reply::Courier;
 use super::topology::{self, TopologyError};
 use super::{BrokerEvent, Deliveries, Settings};
 use crate::rules::delay::Delays;
@@ -365,6 +366,7 @@ impl Supervisor {
             "connected to the broker"
         );
         Ok(Session {
+            url: url.clone(),
             consuming,
             publishing,
             inlet,
@@ -404,6 +406,7 @@ impl Supervisor {
             events: &self.events,
             blocked,
             rng: self.rng.fork(),
+            courier: Courier::new(session.url.clone()),
         };
         let failed = tokio::select! {
             settled = answer::settle(&mut self.settlements, &deliveries) => match settled {
@@ -432,6 +435,7 @@ impl Supervisor {
 
 /// Two connections with a channel each.
 struct Session {
+    url: AMQPUri,
     consuming: Connection,
     publishing: Connection,
     inlet: Channel,
