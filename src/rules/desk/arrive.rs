@@ -1,6 +1,6 @@
 //! A delivery arrives, and the ledger tells what is recorded of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Desk;
@@ -44,6 +44,10 @@ impl Desk {
                 return;
             }
         }
+        let repeats = twin
+            .and_then(|key| self.commands.get(&key))
+            .map(|first| first.repeated_by(&command))
+            .unwrap_or_default();
         let key = CommandKey(self.number());
         let mut since = now.wall;
         let mut claims = Vec::new();
@@ -91,10 +95,11 @@ impl Desk {
                 arrived: now.mono,
                 since,
                 redelivered,
-                repeat: twin.is_some(),
+                repeats,
                 unconfirmed: entries.len(),
                 entries,
                 park: Park::NotNeeded,
+                unreadable: false,
             },
         );
         self.by_id.entry(id).or_insert(key);
@@ -133,7 +138,7 @@ impl Desk {
                 arrived: now.mono,
                 since: now.wall,
                 redelivered: false,
-                repeat: false,
+                repeats: HashSet::new(),
                 unconfirmed: entries.len(),
                 entries,
                 park: if unreadable {
@@ -141,6 +146,7 @@ impl Desk {
                 } else {
                     Park::NotNeeded
                 },
+                unreadable,
             },
         );
         self.tell_decided([key].into_iter());

@@ -1,11 +1,12 @@
 //! Commands and orders in hand.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::action::{CommandKey, LaneId, OrderRow, OrderState, Ticket};
-use crate::rules::admit::{Envelope, Fingerprint};
+use crate::rules::admit::{Command, Envelope, Fingerprint};
 use crate::rules::lane::OrderKey;
 use crate::rules::next::{self, Tries};
 use crate::rules::order::{Ending, OrderNo, Outcome, Reason, ReasonCode};
@@ -52,12 +53,15 @@ pub(super) struct Open {
     pub(super) arrived: Mono,
     pub(super) since: Timestamp,
     pub(super) redelivered: bool,
-    /// The same command is in hand already, so these events say again what that one says.
-    pub(super) repeat: bool,
+    /// Entries for which the same command, in hand already, waits as well: these events say again
+    /// what that one's say.
+    pub(super) repeats: HashSet<usize>,
     pub(super) entries: Vec<(Arc<str>, Stage)>,
     /// Entries that are not confirmed yet.
     pub(super) unconfirmed: usize,
     pub(super) park: Park,
+    /// It cannot be read as a list of orders: its one event tells of the command as a whole.
+    pub(super) unreadable: bool,
 }
 
 /// Whether the command is copied to the dead-letter queue.
@@ -148,9 +152,30 @@ impl Order {
     }
 }
 
+impl Stage {
+    /// What is told is not durable yet, so who joins now is told the same.
+    pub(super) fn can_be_joined(&self) -> bool {
+        match self {
+            Self::Open(_) | Self::Recording(_) => true,
+            Self::Decided(_) | Self::Telling(_) | Self::Untold(_) | Self::Confirmed => false,
+        }
+    }
+}
+
 impl Open {
     pub(super) fn is_late(&self, now: Now) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= now.wall)
+    }
+
+    /// The places of the same command come again for which this one waits, too.
+    pub(super) fn repeated_by(&self, again: &Command) -> HashSet<usize> {
+        let joinable = self.entries.iter().filter(|(_, s)| s.can_be_joined());
+        let joinable: HashSet<&str> = joinable.map(|(shown, _)| &**shown).collect();
+        let places = again.entries.iter().enumerate();
+        places
+            .filter(|(_, entry)| joinable.contains(entry.shown()))
+            .map(|(place, _)| place)
+            .collect()
     }
 
     pub(super) fn open_entries(&self) -> impl Iterator<Item = (OrderKey, usize)> {
