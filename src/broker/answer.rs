@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -14,6 +15,7 @@ use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
 
+use super::reply::{self, Courier};
 use super::session::SessionError;
 use super::{BrokerEvent, Deliveries, Settings, wire};
 use crate::rules::desk::{Fate, Finished, Parking, Telling, Ticket};
@@ -51,6 +53,7 @@ pub(super) struct Outlet<'a> {
     pub events: &'a UnboundedSender<BrokerEvent>,
     pub blocked: watch::Receiver<bool>,
     pub rng: fastrand::Rng,
+    pub courier: Courier,
 }
 
 impl Outlet<'_> {
@@ -72,17 +75,26 @@ impl Outlet<'_> {
         let mut sent = Vec::with_capacity(batch.len());
         let mut confirms = Vec::with_capacity(batch.len());
         let mut copies = Vec::new();
+        let mut direct = Vec::new();
         for publication in batch {
             match publication {
                 Publication::Event(telling) => {
                     let message = self.write(telling)?;
-                    if let Some(queue) = &telling.envelope.reply_to {
-                        let properties = message.properties.clone();
+                    match &telling.envelope.reply_to {
+                        Some(queue) if reply::is_direct(queue) => direct.push(reply::Copy {
+                            requester: Arc::clone(queue),
+                            body: message.body.clone(),
+                            properties: message.properties.clone(),
+                        }),
                         // Not mandatory: a requester that has gone is no error.
-                        copies.push(
-                            self.send("", queue, false, &message.body, properties)
-                                .await?,
-                        );
+                        Some(queue) => {
+                            let properties = message.properties.clone();
+                            copies.push(
+                                self.send("", queue, false, &message.body, properties)
+                                    .await?,
+                            );
+                        }
+                        None => {}
                     }
                     let exchange = self.settings.exchange.as_str();
                     let key = &message.routing_key;
@@ -112,6 +124,7 @@ impl Outlet<'_> {
         let (confirmed, _) = self
             .in_time(async { (join_all(confirms).await, join_all(copies).await) })
             .await?;
+        self.courier.tell(direct).await;
         let confirmed = confirmed.into_iter().collect::<lapin::Result<Vec<_>>>()?;
         self.report(sent, confirmed)
     }

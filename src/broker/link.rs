@@ -25,6 +25,7 @@ use tracing::{error, info, warn};
 
 use super::answer::{self, Outlet, Publication, Settlement};
 use super::intake::{Inlet, Tickets};
+use super::reply::Courier;
 use super::session::{Progress, SessionError};
 use super::topology;
 use super::{BrokerEvent, Deliveries, Settings};
@@ -274,6 +275,7 @@ impl Supervisor {
             "connected to the broker"
         );
         Ok(Session {
+            url: url.clone(),
             consuming,
             publishing,
             inlet,
@@ -314,6 +316,7 @@ impl Supervisor {
             events: &self.events,
             blocked,
             rng: self.rng.fork(),
+            courier: Courier::new(session.url.clone()),
         };
         let failed = tokio::select! {
             settled = answer::settle(&mut self.settlements, &deliveries) => match settled {
@@ -347,6 +350,7 @@ fn node(url: &AMQPUri) -> String {
 
 /// Two connections with a channel each.
 struct Session {
+    url: AMQPUri,
     consuming: Connection,
     publishing: Connection,
     inlet: Channel,

@@ -1,12 +1,14 @@
 //! The broker: what is declared there, the link to it, deliveries in and answers out.
 //!
 //! Two connections: a broker that runs short of memory or disk blocks a connection that publishes,
-//! and nothing can be acknowledged on a blocked one. lapin's own recovery is off; whatever goes
+//! and nothing can be acknowledged on a blocked one. A third is opened for requesters that use
+//! direct reply-to, whose names can end it ([`reply`]). lapin's own recovery is off; whatever goes
 //! wrong ends the whole session, and a new one is made ([`link`]).
 
 pub mod answer;
 pub mod intake;
 pub mod link;
+mod reply;
 pub mod session;
 pub mod topology;
 pub mod wire;

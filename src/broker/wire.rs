@@ -235,13 +235,21 @@ fn trace_headers(envelope: &Envelope, trace_chance: u128, span_chance: u64) -> F
 
 /// The properties of a command's copy in the dead-letter queue: its own, its id, and where it came
 /// from in headers of ours, for the broker's `x-death` does not outlive a republish on every version.
+///
+/// What would make the broker act on the copy is left out: it refuses a `user_id` that is not ours
+/// and closes the channel, it drops the copy after `expiration`, and `CC` and `BCC` send it on.
 pub fn parked_properties(
     properties: &BasicProperties,
     parking: &Parking,
     origin: Origin<'_>,
     now: u64,
 ) -> BasicProperties {
-    let mut headers = properties.headers().clone().unwrap_or_default();
+    let mut headers = FieldTable::default();
+    for (name, value) in properties.headers().iter().flat_map(|h| h.inner()) {
+        if !matches!(name.as_str(), "CC" | "BCC") {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
     let mut set = |name: &str, value: &str| {
         headers.insert(name.into(), long(value));
     };
@@ -251,12 +259,41 @@ pub fn parked_properties(
     set("x-wdt-origin-queue", origin.queue);
     set("x-wdt-origin-exchange", origin.exchange);
     set("x-wdt-origin-routing-key", origin.routing_key);
+    if let Some(user) = properties.user_id() {
+        set("x-wdt-origin-user-id", user.as_str());
+    }
     headers.insert("x-wdt-dead-at".into(), AMQPValue::Timestamp(now));
-    properties
-        .clone()
+    let mut copy = BasicProperties::default()
         .with_message_id(parking.envelope.command_id.as_str().into())
         .with_delivery_mode(PERSISTENT)
-        .with_headers(headers)
+        .with_headers(headers);
+    type With = fn(BasicProperties, ShortString) -> BasicProperties;
+    let texts: [(&Option<ShortString>, With); 6] = [
+        (
+            properties.content_type(),
+            BasicProperties::with_content_type,
+        ),
+        (
+            properties.content_encoding(),
+            BasicProperties::with_content_encoding,
+        ),
+        (
+            properties.correlation_id(),
+            BasicProperties::with_correlation_id,
+        ),
+        (properties.reply_to(), BasicProperties::with_reply_to),
+        (properties.kind(), BasicProperties::with_type),
+        (properties.app_id(), BasicProperties::with_app_id),
+    ];
+    for (value, with) in texts {
+        if let Some(value) = value {
+            copy = with(copy, value.clone());
+        }
+    }
+    if let Some(timestamp) = properties.timestamp() {
+        copy = copy.with_timestamp(*timestamp);
+    }
+    copy
 }
 
 /// Where a command came from.

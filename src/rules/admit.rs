@@ -74,7 +74,7 @@ pub struct Fingerprint(pub [u8; 16]);
 pub enum Entry {
     /// An order to be cancelled.
     Order(OrderNo),
-    /// What was listed, shortened, and what is wrong with it.
+    /// What was listed, and what is wrong with it.
     Invalid(Arc<str>, Reason),
 }
 
@@ -287,7 +287,8 @@ fn entries(listed: &[Result<String, String>]) -> Vec<Entry> {
         let entry = match found {
             Ok(text) => match OrderNo::new(text) {
                 Ok(order) => Entry::Order(order),
-                Err(error) => invalid(&shorten(text.trim()), error.to_string()),
+                // In full: two that differ only far behind are two, with an event each.
+                Err(error) => invalid(text.trim(), error.to_string()),
             },
             Err(found) => invalid(
                 &shorten(found),
@@ -388,6 +389,9 @@ mod tests {
                 Ok("单\u{7}".into()),
                 Err("the number 7".into()),
                 Ok("单".repeat(40)),
+                Ok("y".repeat(100)),
+                Ok("y".repeat(101)),
+                Ok("y".repeat(100)),
             ],
             ..RawCommand::default()
         });
@@ -408,6 +412,8 @@ mod tests {
                 "! order_no_list[4] holds the control character U+0007; an order number has none",
                 "! order_no_list[5] is the number 7; expected a string of 1 to 40 characters",
                 &"单".repeat(40),
+                "! order_no_list[7] has 100 characters; an order number has 1 to 40",
+                "! order_no_list[8] has 101 characters; an order number has 1 to 40",
             ]
         );
     }

@@ -402,6 +402,21 @@ impl Vhost {
         format!("amqp://guest:guest@127.0.0.1:{}/{}", self.port, self.name)
     }
 
+    /// Where clients connect as a user that this call makes, who may do everything here.
+    pub async fn url_of_another_user(&self) -> String {
+        let user = format!("user-of-{}", self.name);
+        self.inside
+            .order(&format!(
+                r#"U = <<"{user}">>, Everything = <<".*">>,
+                rabbit_auth_backend_internal:add_user(U, U, <<"test">>),
+                rabbit_auth_backend_internal:set_permissions(
+                    U, <<"{}">>, Everything, Everything, Everything, <<"test">>)"#,
+                self.name
+            ))
+            .await;
+        self.url().replace("guest:guest", &format!("{user}:{user}"))
+    }
+
     /// All its queues, by name.
     pub async fn queues(&self) -> Vec<Queue> {
         let counts = format!(

@@ -1,6 +1,6 @@
 //! A delivery arrives, and the ledger tells what is recorded of it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Desk;
@@ -30,7 +30,7 @@ impl Desk {
             return;
         };
         let id = (lane, command.envelope.command_id.clone());
-        let mut repeat = false;
+        let mut repeats = HashSet::new();
         for other_key in self.by_id.get(&id).cloned().unwrap_or_default() {
             let Some(other) = self.commands.get_mut(&other_key) else {
                 continue;
@@ -50,7 +50,7 @@ impl Desk {
                 self.tell_decided([other_key].into_iter());
                 return;
             }
-            repeat = true;
+            repeats.extend(other.repeated_by(&command));
         }
         let key = CommandKey(self.number());
         let mut since = now.wall;
@@ -100,11 +100,12 @@ impl Desk {
                 since,
                 redelivered,
                 claimed: false,
-                repeat,
+                repeats,
                 undelivered: BTreeSet::new(),
                 unconfirmed: entries.len(),
                 entries,
                 park: Park::NotNeeded,
+                unreadable: false,
             },
         );
         self.by_id.entry(id).or_default().push(key);
@@ -144,7 +145,7 @@ impl Desk {
                 since: now.wall,
                 redelivered: false,
                 claimed: true,
-                repeat: false,
+                repeats: HashSet::new(),
                 undelivered: BTreeSet::new(),
                 unconfirmed: entries.len(),
                 entries,
@@ -153,6 +154,7 @@ impl Desk {
                 } else {
                     Park::NotNeeded
                 },
+                unreadable,
             },
         );
         self.tell_decided([key].into_iter());
@@ -294,8 +296,9 @@ impl Desk {
         let followed: Vec<(OrderKey, usize, Told)> = command
             .open_entries()
             .filter_map(|(order, place)| {
-                let told = decided.get(&*command.entries[place].0)?;
-                Some((order, place, (*told).clone()))
+                let told = (*decided.get(&*command.entries[place].0)?).clone();
+                let replayed = true;
+                Some((order, place, Told { replayed, ..told }))
             })
             .collect();
         for (order, place, told) in followed {

@@ -68,7 +68,6 @@ impl Desk {
             occurred_at,
         } = told.clone();
         *stage = Stage::Telling(told.clone());
-        let whole_command = command.fingerprint.is_none() && shown.is_empty();
         self.actions.push(Action::Tell(Telling {
             command: key,
             place,
@@ -77,10 +76,10 @@ impl Desk {
             event: Event {
                 account,
                 account_shown: Arc::clone(&command.account),
-                order_no: (!whole_command).then(|| Arc::clone(shown)),
+                order_no: (!command.unreadable).then(|| Arc::clone(shown)),
                 ending,
                 attempts,
-                replayed: replayed || command.repeat,
+                replayed: replayed || command.repeats.contains(&place),
                 index: place,
                 total,
                 occurred_at,
@@ -131,7 +130,7 @@ impl Desk {
             Park::Parking => {}
             Park::Needed => {
                 command.park = Park::Parking;
-                let why = if command.fingerprint.is_none() {
+                let why = if command.unreadable {
                     "unreadable"
                 } else {
                     "unsettled"
