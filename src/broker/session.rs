@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use lapin::ErrorKind;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
-use super::topology::TopologyError;
+use super::topology::{TopologyError, words};
 
 /// What ended a session, or kept one from beginning.
 #[derive(Debug, thiserror::Error)]
@@ -83,14 +83,6 @@ impl SessionError {
             }
             _ => self,
         }
-    }
-}
-
-/// What the broker says, where it says something, without our client's words around it.
-pub(super) fn words(error: &lapin::Error) -> String {
-    match error.kind() {
-        ErrorKind::ProtocolError(said) => said.get_message().to_string(),
-        _ => error.to_string(),
     }
 }
 

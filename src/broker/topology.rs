@@ -11,7 +11,6 @@ use lapin::{Connection, ErrorKind, ExchangeKind};
 use tracing::info;
 
 use super::Settings;
-use super::session::words;
 
 /// Deliveries of one command before the broker itself takes it for poison and dead-letters it. A
 /// command that waits for a day goes back to the queue some 72 times, each of which counts on some
@@ -194,5 +193,13 @@ fn is(error: &lapin::Error, soft: AMQPSoftError) -> bool {
     match error.kind() {
         ErrorKind::ProtocolError(error) => *error.kind() == AMQPErrorKind::Soft(soft),
         _ => false,
+    }
+}
+
+/// What the broker says, where it says something, without our client's words around it.
+pub(super) fn words(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(said) => said.get_message().to_string(),
+        _ => error.to_string(),
     }
 }

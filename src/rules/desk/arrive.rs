@@ -240,8 +240,9 @@ impl Desk {
         }
     }
 
-    /// What the same command, in hand already, is about to be told is told here too; the ledger may
-    /// have been asked before it was recorded.
+    /// What the same command, in hand already, is about to be told is told here too: the ledger may
+    /// have been asked before it was recorded, and an order that failed is tried again only after
+    /// that is told, or the failure would be the later word.
     fn follow_twin(&mut self, key: CommandKey) {
         let Some(command) = self.commands.get(&key).filter(|c| c.repeat) else {
             return;
@@ -256,13 +257,11 @@ impl Desk {
             .entries
             .iter()
             .filter_map(|(shown, stage)| match stage {
-                Stage::Recording(told) if is_settled(&told.ending) => Some((&**shown, told)),
-                Stage::Open(_)
-                | Stage::Recording(_)
-                | Stage::Decided(_)
-                | Stage::Telling(_)
-                | Stage::Untold(_)
-                | Stage::Confirmed => None,
+                Stage::Recording(told)
+                | Stage::Decided(told)
+                | Stage::Telling(told)
+                | Stage::Untold(told) => Some((&**shown, told)),
+                Stage::Open(_) | Stage::Confirmed => None,
             })
             .collect();
         let followed: Vec<(OrderKey, usize, Told)> = command
@@ -348,9 +347,9 @@ impl Desk {
                 return self.end_as(key, told);
             }
             Some(OrderState::Ended(ending, _)) => {
-                let reason = ending.reason().map(|r| &*r.message);
-                (ending.reason().map(|r| r.code) == Some(ReasonCode::Unconfirmed))
-                    .then(|| reason.unwrap_or_default().to_owned())
+                // Not in the words of then, which would grow with each command that tries again.
+                (ending.outcome() == Outcome::Unknown)
+                    .then_some("it was left unconfirmed when it was last tried")
             }
             Some(OrderState::Waiting) => {
                 order.on_record = OnRecord::Waiting;
@@ -360,7 +359,7 @@ impl Desk {
                 order.on_record = OnRecord::Sent;
                 order.tries.attempts = row.as_ref().map_or(0, |r| r.attempts);
                 order.tries.spent = row.as_ref().map_or(0, |r| r.spent);
-                Some("the worker stopped before an answer was recorded".to_owned())
+                Some("the worker stopped before an answer was recorded")
             }
         };
         let Some(what) = doubt else {
@@ -371,7 +370,7 @@ impl Desk {
         order.tries.doubt();
         order.phase = Phase::Doubtful;
         if retry.verify == Verify::Never || lane.query_denied {
-            let ending = next::unconfirmed(&what, !lane.query_denied, retry.verify);
+            let ending = next::unconfirmed(what, !lane.query_denied, retry.verify);
             return self.end(now, key, ending);
         }
         lane.look_up_at(now.mono, key);
