@@ -118,7 +118,9 @@ impl Ledger {
         done: UnboundedSender<Done>,
     ) -> Result<(Self, Vec<(LaneId, Duration)>), OpenError> {
         let store = Store::open(path, accounts)?;
-        let recent_calls = store.recent_calls(Timestamp::now(), CALLS_KEPT)?;
+        let recent_calls = store
+            .recent_calls(Timestamp::now(), CALLS_KEPT)
+            .map_err(|error| OpenError::store(path, error))?;
         let (requests, inbox) = channel();
         let (health_tx, health) = watch::channel(Health::Well);
         let (commits_tx, commits) = watch::channel(Commits::default());

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use md5::{Digest as _, Md5};
-use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
+use rusqlite::{Connection, ErrorCode, MAIN_DB, OptionalExtension as _, Row, Transaction, params};
 
 use crate::rules::admit::Fingerprint;
 use crate::rules::desk::{
@@ -73,13 +73,16 @@ pub enum OpenError {
     #[error("the ledger {} is in use by another worker; stop that one, or give this one a ledger.url of its own", .0.display())]
     Locked(PathBuf),
     /// The file or its folder cannot be used.
-    #[error("the ledger {} cannot be opened: {source}; check the folder and its permissions", path.display())]
+    #[error("the ledger {} cannot be opened: {error}; check the folder and its permissions", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What the system says.
-        source: std::io::Error,
+        error: std::io::Error,
     },
+    /// It can be read, and nothing more.
+    #[error("the ledger {} can only be read; give the worker leave to write it", .0.display())]
+    ReadOnly(PathBuf),
     /// It is not a ledger.
     #[error("{} is not a ledger of this worker; name another file in ledger.url", .0.display())]
     Foreign(PathBuf),
@@ -92,8 +95,13 @@ pub enum OpenError {
         found: i32,
     },
     /// The store says no.
-    #[error("the ledger cannot be used: {0}")]
-    Store(#[from] rusqlite::Error),
+    #[error("the ledger {} cannot be used: {error}", path.display())]
+    Store {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        error: rusqlite::Error,
+    },
     /// No thread could be started for it.
     #[error("no thread for the ledger: {0}")]
     Thread(std::io::Error),
@@ -111,14 +119,8 @@ pub(super) struct Store {
 impl Store {
     pub(super) fn open(path: &Path, accounts: Vec<AccountName>) -> Result<Self, OpenError> {
         let lock = lock(path)?;
-        let connection = Connection::open(path)?;
-        connection.busy_timeout(Duration::from_secs(5))?;
-        let pragma = |name: &str| connection.query_row(&format!("PRAGMA {name}"), [], |r| r.get(0));
-        let application_id: i32 =
-            pragma("application_id").map_err(|error| not_a_database(error, path))?;
-        let found: i32 = pragma("user_version")?;
-        let tables: i32 =
-            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        let (connection, [application_id, found, tables]) =
+            look(path).map_err(|error| OpenError::store(path, error))?;
         let is_new = application_id == 0 && found == 0 && tables == 0;
         if !is_new && application_id != APPLICATION_ID {
             return Err(OpenError::Foreign(path.into()));
@@ -129,16 +131,11 @@ impl Store {
                 found,
             });
         }
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
-        connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES)?;
-        if is_new {
-            connection.execute_batch(&format!(
-                "BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            ))?;
+        let read_only = connection.is_readonly(MAIN_DB);
+        if read_only.map_err(|error| OpenError::store(path, error))? {
+            return Err(OpenError::ReadOnly(path.into()));
         }
-        connection.set_prepared_statement_cache_capacity(32);
+        prepare(&connection, is_new).map_err(|error| OpenError::store(path, error))?;
         let lanes = accounts
             .iter()
             .enumerate()
@@ -344,9 +341,9 @@ const ENDED: u8 = 2;
 fn lock(path: &Path) -> Result<File, OpenError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
-    let file_error = |source| OpenError::File {
+    let file_error = |error| OpenError::File {
         path: path.into(),
-        source,
+        error,
     };
     let file = OpenOptions::new()
         .create(true)
@@ -357,15 +354,46 @@ fn lock(path: &Path) -> Result<File, OpenError> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::Locked(path.into())),
-        Err(std::fs::TryLockError::Error(source)) => Err(file_error(source)),
+        Err(std::fs::TryLockError::Error(error)) => Err(file_error(error)),
     }
 }
 
-fn not_a_database(error: rusqlite::Error, path: &Path) -> OpenError {
-    match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::NotADatabase) => OpenError::Foreign(path.into()),
-        _ => OpenError::Store(error),
+impl OpenError {
+    pub(super) fn store(path: &Path, error: rusqlite::Error) -> Self {
+        let path = path.into();
+        match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase) => Self::Foreign(path),
+            Some(ErrorCode::ReadOnly) => Self::ReadOnly(path),
+            _ => Self::Store { path, error },
+        }
     }
+}
+
+/// Opens a file without changing it; its application id, its schema's version, how many tables.
+fn look(path: &Path) -> rusqlite::Result<(Connection, [i32; 3])> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    let number = |sql: &str| connection.query_row(sql, [], |row| row.get(0));
+    let found = [
+        number("PRAGMA application_id")?,
+        number("PRAGMA user_version")?,
+        number("SELECT count(*) FROM sqlite_schema")?,
+    ];
+    Ok((connection, found))
+}
+
+fn prepare(connection: &Connection, is_new: bool) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES)?;
+    if is_new {
+        connection.execute_batch(&format!(
+            "BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        ))?;
+    }
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(())
 }
 
 fn words(ending: &Ending) -> (Option<&'static str>, Option<&str>) {
