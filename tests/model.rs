@@ -114,8 +114,9 @@ struct Config {
     concurrency: u32,
     max_attempts: u32,
     calls_per_minute: u32,
-    /// A call that timed out may be executed later, when it has been looked up already. Off: the
-    /// laws cannot hold against it, for nothing would ever be certain.
+    /// A call that timed out may be executed later, when it has been looked up already. Off: no
+    /// rule holds against it, for nothing would ever be certain (an order that was looked up as
+    /// not cancelled, and whose deadline passed, is told as expired, and cancelled after all).
     executes_late: bool,
     /// Commands arrive before what is in hand goes on.
     eager: bool,
@@ -1168,7 +1169,7 @@ fn plain(commands: Vec<Sent>) -> Config {
         concurrency: 2,
         max_attempts: 3,
         calls_per_minute: 0,
-        executes_late: false,
+        executes_late: executes_late(),
         eager: false,
         stormy_steps: 200,
         faults: usize::MAX,
@@ -1177,6 +1178,11 @@ fn plain(commands: Vec<Sent>) -> Config {
         stops: usize::MAX,
         long_waits: usize::MAX,
     }
+}
+
+/// Off unless `MODEL_LATE` is set; then a long search finds what [`Config::executes_late`] says.
+fn executes_late() -> bool {
+    std::env::var_os("MODEL_LATE").is_some()
 }
 
 /// A configuration drawn by chance: few orders, few commands, much overlap.
@@ -1223,7 +1229,7 @@ fn drawn(rng: &mut fastrand::Rng) -> Config {
         concurrency: rng.u32(1..=2),
         max_attempts: rng.u32(1..=3),
         calls_per_minute: [0, 4][rng.usize(..2)],
-        executes_late: false,
+        executes_late: executes_late(),
         eager: rng.bool(),
         stormy_steps: rng.usize(10..100),
         faults: rng.usize(..5),
