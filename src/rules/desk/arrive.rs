@@ -91,6 +91,7 @@ impl Desk {
                 account: command.account.as_str().into(),
                 envelope: command.envelope,
                 fingerprint: Some(command.fingerprint),
+                claimed: false,
                 deadline: command.deadline,
                 arrived: now.mono,
                 since,
@@ -134,6 +135,7 @@ impl Desk {
                 account: rejection.account_shown,
                 envelope: rejection.envelope,
                 fingerprint: None,
+                claimed: true,
                 deadline: None,
                 arrived: now.mono,
                 since: now.wall,
@@ -172,6 +174,7 @@ impl Desk {
                 tries: Tries::default(),
                 since: now.wall,
                 on_record: OnRecord::NothingOpen,
+                known: None,
                 waiters: Vec::new(),
             },
         );
@@ -181,10 +184,21 @@ impl Desk {
     /// What the ledger knows of a command and of the orders that it brought in.
     pub fn claimed(&mut self, now: Now, claimed: Claimed) {
         let key = claimed.command;
+        let mut touched: Vec<OrderKey> = Vec::new();
+        if let Some(command) = self.commands.get_mut(&key) {
+            command.claimed = true;
+            touched.extend(command.open_entries().map(|(order, _)| order));
+        }
         self.apply_results(now, key, &claimed.results);
-        for (order, row) in claimed.orders {
-            self.age(order, row.as_ref());
-            self.place(now, order, row);
+        for (key, row) in claimed.orders {
+            self.age(key, row.as_ref());
+            if let Some(order) = self.orders.get_mut(&key) {
+                order.known = Some(row);
+                touched.push(key);
+            }
+        }
+        for order in touched {
+            self.place_when_known(now, order);
         }
         self.tell_decided([key].into_iter());
     }
@@ -274,6 +288,21 @@ impl Desk {
             if let Some(command) = self.commands.get_mut(waiter).filter(|c| c.redelivered) {
                 command.since = command.since.min(order.since);
             }
+        }
+    }
+
+    /// Places an order once the ledger has told of it and of every command that waits for it.
+    fn place_when_known(&mut self, now: Now, key: OrderKey) {
+        let Some(order) = self.orders.get_mut(&key) else {
+            return;
+        };
+        let waiters = order.waiters.iter();
+        let mut commands = waiters.filter_map(|(command, _)| self.commands.get(command));
+        if commands.any(|command| !command.claimed) {
+            return;
+        }
+        if let Some(row) = order.known.take() {
+            self.place(now, key, row);
         }
     }
 

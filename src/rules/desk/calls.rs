@@ -77,7 +77,8 @@ impl Desk {
     ) -> Option<&mut Order> {
         if cancels {
             for (command, place) in self.orders.get(&key)?.waiters.clone() {
-                if self.commands.get(&command).is_some_and(|c| c.is_late(now)) {
+                let waiter = self.commands.get(&command);
+                if waiter.is_some_and(|c| c.claimed && c.is_late(now)) {
                     let ending = self.orders.get(&key)?.too_late();
                     self.retire(now, key, command, place, ending);
                 }

@@ -48,6 +48,8 @@ pub(super) struct Open {
     pub(super) account: Arc<str>,
     pub(super) envelope: Arc<Envelope>,
     pub(super) fingerprint: Option<Fingerprint>,
+    /// The ledger has told what it knows of this command.
+    pub(super) claimed: bool,
     pub(super) deadline: Option<Timestamp>,
     /// Arrival: on our clock for the hold, in the world's time for the age.
     pub(super) arrived: Mono,
@@ -104,6 +106,9 @@ pub(super) struct Order {
     pub(super) tries: Tries,
     pub(super) since: Timestamp,
     pub(super) on_record: OnRecord,
+    /// What the ledger knows of it, until each command that waits for it is claimed: one of them
+    /// may have been told of it before, and is then no reason for a call.
+    pub(super) known: Option<Option<OrderRow>>,
     pub(super) waiters: Vec<(CommandKey, usize)>,
 }
 

@@ -31,7 +31,8 @@ impl Desk {
     }
 
     pub(super) fn end_overdue(&mut self, now: Now, key: CommandKey, too_old: bool) {
-        let Some(command) = self.commands.get(&key) else {
+        // What the ledger knows of it may be its end already.
+        let Some(command) = self.commands.get(&key).filter(|c| c.claimed) else {
             return;
         };
         let late = command.is_late(now);
