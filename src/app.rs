@@ -1,5 +1,6 @@
 //! The composition root: from settings to a running worker, and down again.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,11 +53,7 @@ pub async fn run(
     drain: Duration,
 ) -> anyhow::Result<Stopped> {
     let mut rng = fastrand::Rng::with_seed(seed);
-    let LedgerUrl::Path(path) = &config.ledger.url else {
-        anyhow::bail!(
-            "ledger.url: this version has the embedded ledger only; give a path instead of a PostgreSQL URL"
-        );
-    };
+    let path = ledger_path(&config).map_err(anyhow::Error::msg)?;
     let names: Vec<AccountName> = config.accounts.keys().cloned().collect();
     let clients = clients(&config)?;
 
@@ -100,6 +97,19 @@ pub async fn run(
     let stopped = worker.run(stop, drain).await;
     admin.stop();
     stopped
+}
+
+/// The ledger's file.
+///
+/// # Errors
+/// When the settings ask for a ledger that this version does not have.
+pub fn ledger_path(config: &Config) -> Result<&Path, &'static str> {
+    match &config.ledger.url {
+        LedgerUrl::Path(path) => Ok(path),
+        LedgerUrl::Postgres(_) => Err(
+            "ledger.url: found a PostgreSQL URL; this version has the embedded ledger only, so a path would do",
+        ),
+    }
 }
 
 fn policy(config: &Config) -> Policy {

@@ -9,6 +9,8 @@
 
 // Every failure has a path; a panic would lose the commands in hand.
 #![warn(clippy::unwrap_used)]
+// A subcommand's output goes through a writer, and a closed pipe is an error like any other.
+#![warn(clippy::print_stdout)]
 
 pub mod admin;
 pub mod app;

@@ -187,8 +187,8 @@ impl Worker {
                     self.desk.sweep(self.clock.now());
                     self.publish_snapshot(&mut running);
                 }
-                _ = stop.changed(), if *stop.borrow() < 2 => {
-                    if *stop.borrow() >= 2 {
+                Ok(()) = stop.changed() => {
+                    if *stop.borrow() >= 2 && !self.desk.is_idle() {
                         return Ok(self.left(&running));
                     }
                     info!(drain = ?drain, "stopping: no new commands and calls, finishing what is in flight");

@@ -21,7 +21,8 @@ use support::orders::{NO_SUCH_ORDER, NOT_CANCELLABLE, Orders};
 use support::process::{Process, fresh_dir};
 use support::worker::{self, Setup};
 
-const SOON: Duration = Duration::from_secs(10);
+/// Longer than anything here takes on a machine that is busy with other things.
+const SOON: Duration = Duration::from_secs(30);
 
 // Processes
 
@@ -49,8 +50,10 @@ async fn nothing_outlives_a_killed_test_process() {
         .lines()
         .find_map(|line| Some(line.unwrap().strip_prefix("held ")?.to_string()))
         .unwrap();
-    // The Erlang VM, its helpers and epmd.
-    assert!(living_with(&dir).len() >= 3, "{:?}", living_with(&dir));
+    let living = living_with(&dir);
+    for name in ["beam.smp", "epmd"] {
+        assert!(living.iter().any(|n| n == name), "{living:?}");
+    }
 
     tests.kill().unwrap();
     tests.wait().unwrap();
@@ -63,14 +66,15 @@ async fn nothing_outlives_a_killed_test_process() {
     .await;
 }
 
-/// The processes that have a text in their environment. Zombies have none.
+/// The names of the processes that have a text in their environment. Zombies have none.
 fn living_with(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap() {
         let path = entry.unwrap().path();
         let environ = std::fs::read(path.join("environ")).unwrap_or_default();
         if String::from_utf8_lossy(&environ).contains(text) {
-            found.push(std::fs::read_to_string(path.join("comm")).unwrap_or_default());
+            let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
+            found.push(name.trim_end().to_string());
         }
     }
     found
@@ -423,19 +427,21 @@ async fn the_gateway_answers_as_scripted() {
         Answer::ChunkedGarbage,
         Answer::StalledBody(json!({ "status": 0 })),
         Answer::Hang,
-        Answer::status(0, "late").after(Duration::from_secs(1)),
+        Answer::status(0, "late").after(SOON),
         Answer::status(0, "").after(Duration::from_millis(100)),
     ]);
     let gateway = Gateway::start(move |_| script.lock().unwrap().remove(0));
     let client = Client::new(&gateway);
     let html = client.call(CANCEL, "[[\"QC1\"]]").await.unwrap();
     assert_eq!(html, (502, "<html>bad gateway</html>".into()));
-    for lost in [
-        "cut", "closed", "reset", "garbage", "stalled", "hung", "late",
-    ] {
+    for lost in ["cut", "closed", "reset", "garbage"] {
         let error = client.call(CANCEL, "[[\"QC1\"]]").await.expect_err(lost);
-        let slow = matches!(lost, "stalled" | "hung" | "late");
-        assert_eq!(error.is_timeout(), slow, "{lost}: {error:?}");
+        assert!(!error.is_timeout(), "{lost}: {error:?}");
+    }
+    let hasty = Client::with_timeout(&gateway, "default", Duration::from_secs(1));
+    for slow in ["stalled", "hung", "late"] {
+        let error = hasty.call(CANCEL, "[[\"QC1\"]]").await.expect_err(slow);
+        assert!(error.is_timeout(), "{slow}: {error:?}");
     }
     let start = Instant::now();
     assert_eq!(client.cancel(&["QC1"]).await["status"], 0);
@@ -553,7 +559,7 @@ async fn the_gateway_goes_down_and_comes_back_on_the_same_port() {
 async fn the_gateway_knows_how_many_calls_were_under_way_at_once() {
     let accounts = ["one", "two"].map(Account::named).to_vec();
     let gateway = Gateway::with_accounts(accounts, |_| {
-        Answer::status(0, "").after(Duration::from_millis(200))
+        Answer::status(0, "").after(Duration::from_millis(500))
     });
     let one = Client::for_account(&gateway, "one");
     let two = Client::for_account(&gateway, "two");
@@ -599,11 +605,15 @@ impl Client {
     }
 
     fn for_account(gateway: &Gateway, name: &str) -> Self {
+        Self::with_timeout(gateway, name, SOON)
+    }
+
+    fn with_timeout(gateway: &Gateway, name: &str, timeout: Duration) -> Self {
         Self {
             http: reqwest::Client::builder()
                 .no_proxy()
                 .retry(reqwest::retry::never())
-                .timeout(Duration::from_millis(500))
+                .timeout(timeout)
                 .build()
                 .unwrap(),
             url: gateway.url(),

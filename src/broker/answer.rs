@@ -15,8 +15,8 @@ use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
 
-use super::link::SessionError;
 use super::reply::{self, Courier};
+use super::session::SessionError;
 use super::{BrokerEvent, Deliveries, Settings, wire};
 use crate::rules::desk::{Fate, Finished, Parking, Telling, Ticket};
 

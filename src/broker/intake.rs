@@ -10,7 +10,7 @@ use lapin::{Channel, Consumer};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
-use super::link::{Progress, SessionError};
+use super::session::{Progress, SessionError};
 use super::{BrokerEvent, Delivered, Deliveries, Settings, wire};
 use crate::rules::desk::{Intake, Ticket};
 

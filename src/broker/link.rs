@@ -5,19 +5,17 @@
 //! a consumer that stays silent while messages wait ends the session as a whole; every delivery of
 //! it is given out again by the broker. Nothing is repaired in part.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use lapin::options::{ConfirmSelectOptions, QueueDeclareOptions};
-use lapin::protocol::{AMQPErrorKind, AMQPHardError};
 use lapin::types::FieldTable;
 use lapin::uri::{AMQPAuthority, AMQPScheme, AMQPUri};
-use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
+use lapin::{Channel, Connection, ConnectionProperties, Event};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -28,7 +26,8 @@ use tracing::{error, info, warn};
 use super::answer::{self, Outlet, Publication, Settlement};
 use super::intake::{Inlet, Tickets};
 use super::reply::Courier;
-use super::topology::{self, TopologyError};
+use super::session::{Progress, SessionError};
+use super::topology;
 use super::{BrokerEvent, Deliveries, Settings};
 use crate::rules::delay::Delays;
 use crate::rules::desk::Intake;
@@ -50,62 +49,10 @@ const RECONNECTS: Delays = Delays {
 };
 /// A session that lasted this long was a good one, so the next begins without delay.
 const GOOD_SESSION: Duration = Duration::from_secs(30);
+/// Causes that are told of one outage at most, should they differ each time.
+const CAUSES_MAX: usize = 32;
 /// A graceful close is not waited for longer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// What ended a session, or kept one from beginning.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionError {
-    /// The broker or the connection to it.
-    #[error(transparent)]
-    Broker(#[from] lapin::Error),
-    /// The network.
-    #[error("{0}")]
-    Network(String),
-    /// What must be there is not.
-    #[error(transparent)]
-    Topology(#[from] TopologyError),
-    /// The consumer's stream ended.
-    #[error("the broker cancelled the consumer")]
-    Cancelled,
-    /// Publisher confirms did not come in time.
-    #[error("publisher confirms did not come in time")]
-    NoConfirm,
-    /// An acknowledgement did nothing.
-    #[error("an acknowledgement acknowledged nothing")]
-    NotAcknowledged,
-    /// Messages wait, and none comes.
-    #[error("the consumer is silent while messages wait")]
-    Silent,
-    /// An event could not be written as JSON.
-    #[error("an event could not be written: {0}")]
-    Unwritable(serde_json::Error),
-}
-
-impl SessionError {
-    /// Trying again cannot help before somebody mends settings or permissions.
-    fn is_final(&self) -> bool {
-        match self {
-            Self::Topology(TopologyError::Missing(_)) => true,
-            Self::Broker(error) | Self::Topology(TopologyError::Broker(error)) => {
-                match error.kind() {
-                    ErrorKind::ProtocolError(error) => matches!(
-                        error.kind(),
-                        AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)
-                            | AMQPErrorKind::Soft(lapin::protocol::AMQPSoftError::ACCESSREFUSED)
-                    ),
-                    _ => false,
-                }
-            }
-            Self::Network(_)
-            | Self::Cancelled
-            | Self::NoConfirm
-            | Self::NotAcknowledged
-            | Self::Silent
-            | Self::Unwritable(_) => false,
-        }
-    }
-}
 
 /// How the link fares, for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,52 +71,6 @@ pub enum LinkState {
     },
 }
 
-/// What a session did, for operators and for its own watch.
-#[derive(Debug, Default)]
-pub struct Progress {
-    consuming: AtomicBool,
-    delivered: AtomicU64,
-    blocked: Mutex<Option<String>>,
-    ready: AtomicU64,
-}
-
-impl Progress {
-    pub(super) fn subscribed(&self, consuming: bool) {
-        self.consuming.store(consuming, Ordering::Relaxed);
-    }
-
-    pub(super) fn delivered(&self) {
-        self.delivered.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The broker knows our consumer.
-    pub fn is_consuming(&self) -> bool {
-        self.consuming.load(Ordering::Relaxed)
-    }
-
-    /// Deliveries so far.
-    pub fn deliveries(&self) -> u64 {
-        self.delivered.load(Ordering::Relaxed)
-    }
-
-    /// Messages that waited in the queue at the last look.
-    pub fn ready(&self) -> u64 {
-        self.ready.load(Ordering::Relaxed)
-    }
-
-    /// Why the broker takes no publications, while it takes none.
-    pub fn blocked(&self) -> Option<String> {
-        self.blocked
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    fn set_blocked(&self, reason: Option<String>) {
-        *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) = reason;
-    }
-}
-
 /// The worker's end of the link.
 #[derive(Debug)]
 pub struct Link {
@@ -177,7 +78,7 @@ pub struct Link {
     settlements: UnboundedSender<Settlement>,
     intake: watch::Sender<Intake>,
     state: watch::Receiver<LinkState>,
-    progress: std::sync::Arc<Progress>,
+    progress: Arc<Progress>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<(), SessionError>>,
 }
@@ -196,7 +97,7 @@ impl Link {
             since: Timestamp::now(),
             cause: "not connected yet".into(),
         });
-        let progress = std::sync::Arc::new(Progress::default());
+        let progress = Arc::new(Progress::default());
         let (stop, stopped) = oneshot::channel();
         let mut supervisor = Supervisor {
             settings,
@@ -207,6 +108,8 @@ impl Link {
             state: state_tx,
             progress: progress.clone(),
             tickets: Tickets::default(),
+            causes: BTreeSet::new(),
+            differences: BTreeSet::new(),
             rng,
         };
         let task = tokio::spawn(async move { supervisor.run(stopped).await });
@@ -244,7 +147,7 @@ impl Link {
     }
 
     /// What it does.
-    pub fn progress(&self) -> std::sync::Arc<Progress> {
+    pub fn progress(&self) -> Arc<Progress> {
         self.progress.clone()
     }
 
@@ -280,8 +183,12 @@ struct Supervisor {
     settlements: UnboundedReceiver<Settlement>,
     wanted: watch::Receiver<Intake>,
     state: watch::Sender<LinkState>,
-    progress: std::sync::Arc<Progress>,
+    progress: Arc<Progress>,
     tickets: Tickets,
+    /// Told since the last session; with several nodes they take turns.
+    causes: BTreeSet<String>,
+    /// Told since the start.
+    differences: BTreeSet<String>,
     rng: fastrand::Rng,
 }
 
@@ -301,7 +208,7 @@ impl Supervisor {
                     was_connected = true;
                     self.serve(session).await
                 }
-                Err(error) => Err(error),
+                Err(error) => Err(error.at(|| node(&url))),
             };
             let Err(error) = served else {
                 return Ok(());
@@ -327,26 +234,23 @@ impl Supervisor {
     fn lost(&mut self, url: &AMQPUri, error: &SessionError) {
         self.progress.subscribed(false);
         self.progress.set_blocked(None);
-        let cause = format!("{}:{}: {error}", url.authority.host, url.authority.port);
-        let told_before = self.state.send_if_modified(|state| match state {
+        let cause = format!("{}: {error}", node(url));
+        self.state.send_modify(|state| match state {
             LinkState::Connected { .. } => {
                 *state = LinkState::Disconnected {
                     since: Timestamp::now(),
                     cause: cause.clone(),
                 };
-                true
             }
-            LinkState::Disconnected { cause: known, .. } => {
-                std::mem::replace(known, cause.clone()) != cause
-            }
+            LinkState::Disconnected { cause: known, .. } => known.clone_from(&cause),
         });
-        if told_before {
+        if self.causes.len() < CAUSES_MAX && self.causes.insert(cause.clone()) {
             warn!(cause, "no session with the broker; trying again");
         }
         drop(self.events.send(BrokerEvent::Lost));
     }
 
-    async fn open(&self, url: &AMQPUri) -> Result<Session, SessionError> {
+    async fn open(&mut self, url: &AMQPUri) -> Result<Session, SessionError> {
         let consuming = connect(url, "wdt-cancel-worker: commands").await?;
         let publishing = connect(url, "wdt-cancel-worker: results").await?;
         let found = topology::ensure(&publishing, &self.settings).await?;
@@ -355,6 +259,11 @@ impl Supervisor {
         outlet
             .confirm_select(ConfirmSelectOptions::default())
             .await?;
+        for difference in found.differences {
+            if self.differences.insert(difference.clone()) {
+                warn!(difference, "declared otherwise before, and used as it is");
+            }
+        }
         if found.exchange_is_new {
             self.warn_of_no_queue();
         }
@@ -376,6 +285,7 @@ impl Supervisor {
 
     /// Serves until the worker has no more to settle, which is the end, or the session fails.
     async fn serve(&mut self, session: Session) -> Result<(), SessionError> {
+        self.causes.clear();
         self.state.send_replace(LinkState::Connected {
             since: Timestamp::now(),
         });
@@ -433,6 +343,11 @@ impl Supervisor {
     }
 }
 
+fn node(url: &AMQPUri) -> String {
+    let AMQPAuthority { host, port, .. } = &url.authority;
+    format!("{host}:{port}")
+}
+
 /// Two connections with a channel each.
 struct Session {
     url: AMQPUri,
@@ -482,8 +397,12 @@ where
         match connect(url, name).await {
             Ok(connection) => return Ok(connection),
             Err(error) => {
-                let AMQPAuthority { host, port, .. } = &url.authority;
-                failure = anyhow::anyhow!("the broker at {host}:{port}: {error}; check amqp.url");
+                failure = match error.at(|| node(url)) {
+                    refused @ SessionError::Refused { .. } => refused.into(),
+                    error => {
+                        anyhow::anyhow!("the broker at {}: {error}; check amqp.url", node(url))
+                    }
+                };
             }
         }
     }
@@ -546,9 +465,7 @@ impl Watching<'_> {
                 }
                 Err(_) => return Err(SessionError::Network("the broker does not answer".into())),
             };
-            self.progress
-                .ready
-                .store(u64::from(queue.message_count()), Ordering::Relaxed);
+            self.progress.looked(queue.message_count().into());
             let delivered = self.progress.deliveries();
             let idle =
                 consumed && self.progress.is_consuming() && self.deliveries.lock().is_empty();

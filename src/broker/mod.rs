@@ -9,6 +9,7 @@ pub mod answer;
 pub mod intake;
 pub mod link;
 mod reply;
+pub mod session;
 pub mod topology;
 pub mod wire;
 

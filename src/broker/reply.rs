@@ -17,7 +17,8 @@ use lapin::uri::AMQPUri;
 use lapin::{BasicProperties, Channel, Connection, ErrorKind};
 use tracing::warn;
 
-use super::link::{self, SessionError};
+use super::link;
+use super::session::SessionError;
 
 /// What the names of direct reply-to begin with.
 const DIRECT: &str = "amq.rabbitmq.reply-to.";

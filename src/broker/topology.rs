@@ -1,14 +1,14 @@
 //! The queues and the exchange, as they are wanted.
 //!
-//! What exists is used as it is, and a difference is told once: an operator's arguments or an
-//! older declaration are no reason to stop, and the broker refuses to change them anyway.
+//! What exists is used as it is, and a difference is reported: an operator's arguments or an older
+//! declaration are no reason to stop, and the broker refuses to change them anyway.
 
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::protocol::AMQPErrorKind;
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ErrorKind, ExchangeKind};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::Settings;
 
@@ -33,21 +33,25 @@ pub enum TopologyError {
 }
 
 /// What was found or made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
     /// The exchange is new, so no queue is bound to it.
     pub exchange_is_new: bool,
+    /// What was declared otherwise before, each in the broker's words.
+    pub differences: Vec<String>,
 }
 
 /// Declares or checks everything. Each step has a channel of its own, because the broker closes the
 /// channel of one that fails.
 pub async fn ensure(connection: &Connection, settings: &Settings) -> Result<Found, TopologyError> {
     let dead = dead_queue_arguments();
-    queue(connection, &settings.dead_queue, dead, settings.declare).await?;
+    let mut found = Found::default();
+    let declare = settings.declare;
+    queue(connection, &settings.dead_queue, dead, declare, &mut found).await?;
     let commands = queue_arguments(&settings.dead_queue);
-    queue(connection, &settings.queue, commands, settings.declare).await?;
-    let exchange_is_new = exchange(connection, &settings.exchange, settings.declare).await?;
-    Ok(Found { exchange_is_new })
+    queue(connection, &settings.queue, commands, declare, &mut found).await?;
+    exchange(connection, &settings.exchange, declare, &mut found).await?;
+    Ok(found)
 }
 
 /// The commands' queue: what meets the delivery limit goes to the dead-letter queue, at least once.
@@ -87,6 +91,7 @@ async fn queue(
     name: &str,
     arguments: FieldTable,
     declare: bool,
+    report: &mut Found,
 ) -> Result<(), TopologyError> {
     let passive = QueueDeclareOptions {
         passive: true,
@@ -116,19 +121,19 @@ async fn queue(
     match channel.queue_declare(name.into(), durable, arguments).await {
         Ok(_) => close(&channel).await,
         Err(error) if is(&error, AMQPSoftError::PRECONDITIONFAILED) => {
-            warn!(queue = name, difference = %error, "the queue exists with other arguments and is used as it is");
+            report.differences.push(words(&error));
         }
         Err(error) => return Err(error.into()),
     }
     Ok(())
 }
 
-/// `true` when it was made just now.
 async fn exchange(
     connection: &Connection,
     name: &str,
     declare: bool,
-) -> Result<bool, TopologyError> {
+    report: &mut Found,
+) -> Result<(), TopologyError> {
     let passive = ExchangeDeclareOptions {
         passive: true,
         ..ExchangeDeclareOptions::default()
@@ -142,22 +147,19 @@ async fn exchange(
             FieldTable::default(),
         )
         .await;
-    let is_new = match found {
-        Ok(()) => {
-            close(&channel).await;
-            false
-        }
+    match found {
+        Ok(()) => close(&channel).await,
         Err(error) if is(&error, AMQPSoftError::NOTFOUND) => {
             if !declare {
                 return Err(TopologyError::Missing(format!("exchange {name}")));
             }
             info!(exchange = name, "declaring the exchange");
-            true
+            report.exchange_is_new = true;
         }
         Err(error) => return Err(error.into()),
-    };
+    }
     if !declare {
-        return Ok(false);
+        return Ok(());
     }
     let durable = ExchangeDeclareOptions {
         durable: true,
@@ -175,11 +177,11 @@ async fn exchange(
     {
         Ok(()) => close(&channel).await,
         Err(error) if is(&error, AMQPSoftError::PRECONDITIONFAILED) => {
-            warn!(exchange = name, difference = %error, "the exchange exists as another kind and is used as it is");
+            report.differences.push(words(&error));
         }
         Err(error) => return Err(error.into()),
     }
-    Ok(is_new)
+    Ok(())
 }
 
 async fn close(channel: &lapin::Channel) {
@@ -191,5 +193,13 @@ fn is(error: &lapin::Error, soft: AMQPSoftError) -> bool {
     match error.kind() {
         ErrorKind::ProtocolError(error) => *error.kind() == AMQPErrorKind::Soft(soft),
         _ => false,
+    }
+}
+
+/// What the broker says, where it says something, without our client's words around it.
+pub(super) fn words(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(said) => said.get_message().to_string(),
+        _ => error.to_string(),
     }
 }

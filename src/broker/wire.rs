@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::rules::admit::{Envelope, RawCommand, RawProperties};
 use crate::rules::desk::{Event, Parking, Telling};
-use crate::rules::trace::{TRACESTATE_MAX_BYTES, TraceParent};
+use crate::rules::trace::{TraceParent, tracestate};
 
 /// Largest body of a command, in bytes (contract §2).
 pub const BODY_MAX_BYTES: usize = 1024 * 1024;
@@ -225,7 +225,8 @@ fn trace_headers(envelope: &Envelope, trace_chance: u128, span_chance: u64) -> F
     let state = envelope
         .tracestate
         .as_deref()
-        .filter(|state| parent.is_some() && state.len() <= TRACESTATE_MAX_BYTES);
+        .and_then(tracestate)
+        .filter(|_| parent.is_some());
     if let Some(state) = state {
         headers.insert("tracestate".into(), long(state));
     }

@@ -125,7 +125,7 @@ impl Reader {
         });
         if accounts.is_empty() || !each_has_its_own {
             self.missing(format!(
-                "api.url (from nowhere): is missing; {GATEWAY_URL_WOULD_DO}, in the settings file \
+                "api.url: is missing; {GATEWAY_URL_WOULD_DO}, in the settings file \
                  or as {}",
                 variable_of("api.url")
             ));
@@ -138,7 +138,7 @@ impl Reader {
         let names = self.sources.accounts.clone();
         if names.is_empty() {
             self.missing(
-                "accounts.NAME.sid, .key and .secret (from nowhere): there is no account; at \
+                "accounts.NAME.sid, .key and .secret: there is no account; at \
                  least one would do, such as accounts.default"
                     .to_owned(),
             );
@@ -240,7 +240,7 @@ impl Reader {
                 Shown::AsUrl | Shown::Never => ", or the path of its file with _file at the end",
             };
             self.missing(format!(
-                "{name} (from nowhere): is missing; a string would do, in the settings file or as \
+                "{name}: is missing; a string would do, in the settings file or as \
                  {}{own_file}",
                 variable_of(name)
             ));

@@ -11,8 +11,8 @@
 //! are given up early so that this stays rare.
 //!
 //! A signed URL is as good as a credential until its timestamp is too old. No text that leaves this
-//! module holds one: not the URL that the HTTP stack puts into its errors, not an error page that
-//! repeats the request.
+//! module holds one: not the URL that the HTTP stack puts into its errors, not an error page or a
+//! message that repeats the request.
 
 use std::error::Error;
 use std::fmt;
@@ -51,6 +51,10 @@ const LOOK_UP_PAGE: Paging = Paging {
     page_no: 0,
     calc_total: true,
 };
+/// Beijing's time is ahead of UTC by this, all year round.
+const BEIJING_SECONDS: i64 = 8 * 3600;
+/// A difference between clocks that is taken for none when zones are told apart.
+const ZONE_TOLERANCE_SECONDS: i64 = 600;
 /// The offset before any reading; no reading is that far off.
 const NOT_MEASURED: i64 = i64::MIN;
 
@@ -227,7 +231,8 @@ impl Client {
                 .unwrap_or(begun)
                 .as_second();
             // The newest reading wins; nothing else hangs on the order.
-            self.clock_offset.store(theirs - middle, Ordering::Relaxed);
+            let offset = believable(theirs - middle, self.clock_offset_seconds());
+            self.clock_offset.store(offset, Ordering::Relaxed);
         }
         ended
     }
@@ -319,6 +324,7 @@ impl Client {
         signed: &Signed<'_>,
         parse: fn(&[u8]) -> Result<Reply<T>, String>,
     ) -> CallEnd<T> {
+        let body = body.map(|body| without(&signed.sign, body));
         let garbled = |what: String| CallEnd::Garbled { what, retry_after };
         let body = match (status, body) {
             (429, _) => return CallEnd::Throttled { retry_after },
@@ -371,6 +377,16 @@ impl Client {
     }
 }
 
+/// The body with the signature crossed out: the gateway's words go into events, logs and health. One
+/// that is not UTF-8 is no answer, and what is shown of it is checked for the signature by itself.
+fn without(sign: &str, body: Vec<u8>) -> Vec<u8> {
+    match String::from_utf8(body) {
+        Ok(text) if text.contains(sign) => text.replace(sign, "***").into_bytes(),
+        Ok(text) => text.into_bytes(),
+        Err(error) => error.into_bytes(),
+    }
+}
+
 /// Why a body was not read to its end.
 enum BodyError {
     TooLong,
@@ -406,6 +422,21 @@ fn retry_after(headers: &HeaderMap, gateway_time: i64) -> Option<Duration> {
         u64::try_from(date(value)?.saturating_sub(now)).unwrap_or(0)
     };
     Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
+}
+
+/// The offset to go by. No sample of the method's answer is published, so a time without a zone may
+/// be meant in UTC after all (inferred: it is Beijing's). A reading that is off by just the
+/// difference is believed at first, for a clock can be wrong in just that way; when that did not
+/// help, for the clock is measured again, the other meaning is tried, and so on in turn.
+fn believable(reading: i64, known: Option<i64>) -> i64 {
+    let other = reading.saturating_add(BEIJING_SECONDS);
+    let is_ambiguous = other.abs() <= ZONE_TOLERANCE_SECONDS;
+    let did_not_help = known.is_some_and(|known| (known - reading).abs() <= ZONE_TOLERANCE_SECONDS);
+    if is_ambiguous && did_not_help {
+        other
+    } else {
+        reading
+    }
 }
 
 /// The innermost cause. The layers above it only say that a request failed, and the outermost one
@@ -446,6 +477,19 @@ fn printable(text: &str, max_chars: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_zone_that_was_misread_is_found_out_by_the_second_reading() {
+        assert_eq!(believable(3, None), 3);
+        assert_eq!(believable(300, Some(300)), 300);
+        assert_eq!(
+            believable(-28_798, None),
+            -28_798,
+            "a clock may be wrong in just that way"
+        );
+        assert_eq!(believable(-28_798, Some(-28_799)), 2);
+        assert_eq!(believable(-28_798, Some(2)), -28_798, "and in turn");
+    }
 
     #[test]
     fn urls() {

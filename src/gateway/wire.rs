@@ -92,8 +92,11 @@ pub fn parse_look_up(body: &[u8]) -> Result<Reply<Vec<FoundOrder>>, String> {
                 })
             })
             .collect(),
-        Value::Null if data.get("total_count").and_then(integer) == Some(0) => Some(Vec::new()),
-        _ => None,
+        Value::Null => {
+            let none_found = data.get("total_count").and_then(integer) == Some(0);
+            none_found.then(Vec::new)
+        }
+        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => None,
     })
 }
 

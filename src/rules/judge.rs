@@ -452,6 +452,8 @@ pub fn judge_probe<T>(end: &CallEnd<T>) -> News {
         Err(NoReply { news, .. }) => return news,
     };
     match Meaning::of(reply.status, &reply.message) {
+        // Whoever may not ask for the time may still be allowed to cancel.
+        Meaning::Misconfigured(SettingsFault::Permission) => News::Answers,
         Meaning::Misconfigured(fault) => News::Misconfigured {
             fault,
             words: said(reply.status, &reply.message),
@@ -780,6 +782,20 @@ mod tests {
         );
         check(&[("B", 80)], LookUp::Absent);
         check(&[], LookUp::Absent);
+    }
+
+    #[test]
+    fn a_probe_tells_of_the_account_and_not_of_its_own_grant() {
+        let probe = |status, message: &str| judge_probe(&answered::<()>(status, message, None));
+        assert_eq!(probe(0, ""), News::Answers);
+        assert_eq!(probe(100, "权限不足"), News::Answers);
+        assert!(matches!(
+            probe(6, "ip限制"),
+            News::Misconfigured {
+                fault: SettingsFault::AllowList,
+                ..
+            }
+        ));
     }
 
     #[test]

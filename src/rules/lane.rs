@@ -44,6 +44,8 @@ const COOL_DOWNS: [Duration; 3] = [
 ];
 /// A frequency error this long after the last one is a new story.
 const COOL_DOWN_MEMORY: Duration = Duration::from_secs(15 * 60);
+/// The shortest `Retry-After` after too many calls: none at all would be a call after the other.
+const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 /// The longest `Retry-After` that is believed.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 /// Status 7 this often, each after a fresh measurement of the clock, is a fault of the settings.
@@ -396,8 +398,11 @@ impl Lane {
             .cooled_at
             .is_some_and(|at| now.since(at) < COOL_DOWN_MEMORY);
         self.cool_downs = if again { self.cool_downs + 1 } else { 0 };
-        let cool_down = COOL_DOWNS[self.cool_downs.min(COOL_DOWNS.len() - 1)];
-        let cool_down = cool_down.max(retry_after.unwrap_or_default().min(RETRY_AFTER_MAX));
+        // What the gateway asks for itself goes before what the platform asks for in general.
+        let cool_down = match retry_after {
+            Some(wait) => wait.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX),
+            None => COOL_DOWNS[self.cool_downs.min(COOL_DOWNS.len() - 1)],
+        };
         self.be_quiet(now + cool_down);
         self.cooled_at = Some(self.quiet_until);
         Some(Turn::CoolsDown(cool_down))
@@ -618,16 +623,16 @@ mod tests {
             let _ = lane.call_ended(now(at), Method::Cancel, News::Answers, 0.5);
         }
         at += 3600.0;
-        lane.send(OrderKey(3));
-        assert!(lane.next_call(mono(at)).is_some());
-        let retry_after = Some(Duration::from_secs(90));
-        let turn = lane.call_ended(
-            now(at),
-            Method::Cancel,
-            News::Throttled { retry_after },
-            0.5,
-        );
-        assert_eq!(turn, Some(Turn::CoolsDown(Duration::from_secs(90))));
+        for (asked, expected) in [(90, 90), (2, 2), (0, 1)] {
+            lane.send(OrderKey(3));
+            assert!(lane.next_call(mono(at)).is_some());
+            let retry_after = Some(Duration::from_secs(asked));
+            let news = News::Throttled { retry_after };
+            let turn = lane.call_ended(now(at), Method::Cancel, news, 0.5);
+            let cool_down = Duration::from_secs(expected);
+            assert_eq!(turn, Some(Turn::CoolsDown(cool_down)));
+            at += 1000.0;
+        }
     }
 
     #[test]

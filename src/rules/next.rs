@@ -149,8 +149,18 @@ pub fn after_look_up(tries: &mut Tries, seen: LookUp, retry: Retry, chance: f64)
                 Some(reason) if reason.code != ReasonCode::OrderState => {
                     Next::End(Ending::Not(reason))
                 }
-                _ if tries.spent < retry.max_attempts => Next::SendIn(Duration::ZERO),
-                _ => {
+                // Refused for its state, though its state allows it. It may change its mind, but not
+                // for ever: each round is two paid calls.
+                Some(reason) => {
+                    tries.spent += 1;
+                    if tries.spent < retry.max_attempts {
+                        return Next::SendIn(retry.delays.jittered(tries.spent, chance));
+                    }
+                    let message = format!("{} (status {state})", reason.message);
+                    Next::End(Ending::not(reason.code, message))
+                }
+                None if tries.spent < retry.max_attempts => Next::SendIn(Duration::ZERO),
+                None => {
                     let message = format!(
                         "gave up after {} calls; the order was looked up and is not cancelled (status {state})",
                         tries.attempts
@@ -322,6 +332,28 @@ mod tests {
                 (Outcome::Unknown, Some(ReasonCode::Unconfirmed))
             );
         }
+    }
+
+    #[test]
+    fn a_refusal_for_the_state_that_the_state_belies_is_not_asked_for_ever() {
+        let mut tries = Tries {
+            attempts: 2,
+            spent: 1,
+            tainted: true,
+            ..Tries::default()
+        };
+        let mut round = || {
+            let refusal = no(ReasonCode::OrderState);
+            let next = after_cancel(&mut tries, refusal, true, true, retry(IN_DOUBT), 1.0);
+            assert_eq!(next, Next::LookUpIn(Duration::ZERO));
+            let seen = LookUp::Cancellable("20 已审核".into());
+            after_look_up(&mut tries, seen, retry(IN_DOUBT), 1.0)
+        };
+        assert_eq!(round(), Next::SendIn(Duration::from_secs(2)));
+        assert_eq!(
+            ended(&round()),
+            (Outcome::Refused, Some(ReasonCode::OrderState))
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A RabbitMQ of the test's own: on the loopback address, on ports and in a directory of its own,
-//! started from the installed package without touching the system's broker.
+//! started from the installed package without touching the system's broker. The recipe is in
+//! `deploy/lib-broker.sh`; the demo starts its broker from the same.
 //!
 //! [`Broker::shared`] is one for the test process; a test takes a virtual host of its own there,
 //! which costs milliseconds. [`Broker::start`] is one that a test may kill, freeze and restart:
@@ -10,7 +11,7 @@
 //! queue are read from its state machine. `rabbitmqctl` and the management plugin tell figures
 //! that are up to 5 s old for those, and a test that believes an old zero passes when it must not.
 
-use std::os::unix::fs::PermissionsExt;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
@@ -37,30 +39,32 @@ const CONSOLE_LIMIT: Duration = Duration::from_secs(30);
 const BETWEEN_LIMIT: Duration = Duration::from_secs(10);
 /// An AMQP 0-9-1 server answers this with a method frame, whose first byte is 1.
 const AMQP_HEADER: &[u8] = b"AMQP\0\0\x09\x01";
-/// Where the packages of Debian and of the RabbitMQ team put the server.
-const LIB: &str = "/usr/lib/rabbitmq/lib";
+/// Below what a test machine has, above what RabbitMQ takes (150 MiB); as in the recipe.
+const MEMORY_LIMIT: &str = "1GB";
+/// The recipe.
+const LIB_BROKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/lib-broker.sh");
+/// A step of the recipe takes milliseconds.
+const RECIPE_LIMIT: Duration = Duration::from_secs(10);
 /// Names connections of the kit, so that [`Vhost::close_connections`] spares them.
 pub const KIT_CONNECTION: &str = "wdt-test";
 
 /// True when RabbitMQ, and the Erlang tools the kit uses, are installed here.
 pub fn is_installed() -> bool {
-    let tool = |name: &str| {
-        PATH.split(':')
-            .any(|dir| Path::new(dir).join(name).exists())
-    };
-    server_scripts().is_some() && tool("epmd") && tool("erl_call")
+    recipe(&["broker_installed"]).is_ok()
 }
 
-/// The directory of the server's own start script. Not the wrapper in the path: that one changes
-/// the user, and what it starts is not the process that we started.
-fn server_scripts() -> Option<PathBuf> {
-    let mut found: Vec<PathBuf> = std::fs::read_dir(LIB)
-        .ok()?
-        .filter_map(|entry| Some(entry.ok()?.path().join("sbin")))
-        .filter(|dir| dir.join("rabbitmq-server").exists())
-        .collect();
-    found.sort();
-    found.pop()
+/// Runs one function of the recipe; `Err` with what it said when it fails.
+fn recipe(call: &[&str]) -> Result<(), String> {
+    let mut bash = Command::new("bash");
+    bash.args(["-c", ". \"$0\" && \"$@\"", LIB_BROKER])
+        .args(call)
+        .env_clear()
+        .env("PATH", PATH);
+    let output = process::run(&mut bash, "", RECIPE_LIMIT);
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
 }
 
 /// A running broker. It ends with its value, and the shared one with the test process.
@@ -192,6 +196,19 @@ impl Broker {
         self.set_memory_limit(MEMORY_LIMIT, false).await;
     }
 
+    /// Closes a channel that has held a delivery for this long (406, PRECONDITION_FAILED), as every
+    /// broker does after half an hour. Holds for channels that are opened from now on.
+    pub async fn limit_holding(&mut self, time: Duration) {
+        self.inside
+            .order(&format!(
+                // The ages are looked at when a channel ticks.
+                "application:set_env(rabbit, channel_tick_interval, 500),
+                application:set_env(rabbit, consumer_timeout, {})",
+                time.as_millis()
+            ))
+            .await;
+    }
+
     async fn set_memory_limit(&self, limit: &str, alarm: bool) {
         self.inside
             .order(&format!(
@@ -236,99 +253,36 @@ async fn speaks_amqp(port: u16) -> bool {
     timeout(Duration::from_secs(1), first_byte).await == Ok(Some(1))
 }
 
-/// Below what a test machine has, above what RabbitMQ takes (150 MiB).
-const MEMORY_LIMIT: &str = "1GB";
-
-/// The broker's directory, ports and environment; they outlive a restart.
+/// The broker's directory and ports; they outlive a restart.
 struct Files {
     dir: PathBuf,
     port: u16,
     epmd_port: u16,
-    node: String,
-    env: Vec<(String, String)>,
 }
 
 impl Files {
     fn new() -> Self {
-        let dir = fresh_dir("broker");
-        let port = free_port();
-        let epmd_port = free_port();
-        let node = format!("wdt-test-{port}@localhost");
-        let write = |name: &str, text: &str| {
-            std::fs::write(dir.join(name), text).expect("write a file of the broker's");
+        let files = Self {
+            dir: fresh_dir("broker"),
+            port: free_port(),
+            epmd_port: free_port(),
         };
-        // Only who may read this file may give orders to the node: it is what guards the port.
-        write(".erlang.cookie", &format!("{:032x}", fastrand::u128(..)));
-        std::fs::set_permissions(
-            dir.join(".erlang.cookie"),
-            std::fs::Permissions::from_mode(0o400),
-        )
-        .expect("guard the cookie");
-        write("plugins", "[].\n");
-        write("advanced.config", "[].\n");
-        write(
-            "rabbitmq.conf",
-            &format!(
-                "disk_free_limit.absolute = 50MB\n\
-                 vm_memory_high_watermark.absolute = {MEMORY_LIMIT}\n\
-                 log.console = false\n"
-            ),
-        );
-        let path = |name: &str| dir.join(name).display().to_string();
-        let env = [
-            ("HOME", path("")),
-            ("PATH", PATH.into()),
-            ("LC_ALL", "C.UTF-8".into()),
-            ("ERL_EPMD_PORT", epmd_port.to_string()),
-            ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
-            // The script then becomes the Erlang VM, so that signals hit it.
-            ("RUNNING_UNDER_SYSTEMD", "true".into()),
-            ("RABBITMQ_CONF_ENV_FILE", "/dev/null".into()),
-            ("RABBITMQ_NODENAME", node.clone()),
-            ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".into()),
-            ("RABBITMQ_NODE_PORT", port.to_string()),
-            ("RABBITMQ_DIST_PORT", (port + 10_000).to_string()),
-            ("RABBITMQ_MNESIA_BASE", path("data")),
-            ("RABBITMQ_LOG_BASE", path("log")),
-            ("RABBITMQ_PID_FILE", path("pid")),
-            ("RABBITMQ_ENABLED_PLUGINS_FILE", path("plugins")),
-            ("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf")),
-            ("RABBITMQ_ADVANCED_CONFIG_FILE", path("advanced.config")),
-            ("RABBITMQ_GENERATED_CONFIG_DIR", path("gen")),
-            ("RABBITMQ_PLUGINS_EXPAND_DIR", path("expand")),
-        ]
-        .map(|(name, value)| (name.to_string(), value))
-        .to_vec();
-        Self {
-            dir,
-            port,
-            epmd_port,
-            node,
-            env,
-        }
+        let (dir, port) = (files.dir.display().to_string(), files.port.to_string());
+        let epmd_port = files.epmd_port.to_string();
+        recipe(&["write_private_broker", &dir, &port, &epmd_port])
+            .unwrap_or_else(|said| panic!("{said}"));
+        files
     }
 
-    /// Erlang's port mapper. Left alone the VM would start one that outlives it.
     fn start_epmd(&self) -> Process {
-        let port = self.epmd_port.to_string();
-        Process::start(
-            "epmd",
-            "epmd",
-            &["-address", "127.0.0.1", "-port", &port],
-            &self.env,
-            &self.dir.join("epmd.log"),
-        )
+        let start = self.dir.join("start-epmd");
+        Process::start("epmd", start, &[], &[], &self.dir.join("epmd.log"))
     }
 
     fn start_vm(&self) -> Process {
-        let scripts = server_scripts().expect("looked for before");
-        Process::start(
-            "rabbitmq-server",
-            scripts.join("rabbitmq-server"),
-            &[],
-            &self.env,
-            &self.dir.join("start.log"),
-        )
+        let start = self.dir.join("start");
+        let log = self.dir.join("start.log");
+        Process::start("rabbitmq-server", start, &[], &[], &log)
     }
 }
 
@@ -342,15 +296,20 @@ impl Drop for Files {
 /// The way into the broker's VM.
 struct Inside {
     node: String,
-    env: Vec<(String, String)>,
+    env: [(&'static str, String); 3],
     calls: AtomicU32,
 }
 
 impl Inside {
     fn new(files: &Files) -> Self {
         Self {
-            node: files.node.clone(),
-            env: files.env.clone(),
+            node: format!("wdt-{}@localhost", files.port),
+            env: [
+                ("PATH", PATH.into()),
+                // Where the cookie is.
+                ("HOME", files.dir.display().to_string()),
+                ("ERL_EPMD_PORT", files.epmd_port.to_string()),
+            ],
             calls: AtomicU32::new(0),
         }
     }
@@ -379,7 +338,7 @@ impl Inside {
         command
             .args(["-sname", &self.node, "-h", &name, "-fetch_stdout", "-e"])
             .env_clear()
-            .envs(self.env.iter().map(|(name, value)| (name, value)));
+            .envs(self.env.clone());
         let output =
             tokio::task::spawn_blocking(move || process::run(&mut command, &code, CONSOLE_LIMIT))
                 .await
@@ -403,6 +362,15 @@ pub struct Queue {
     pub ready: u64,
     pub unacked: u64,
     pub consumers: u64,
+}
+
+/// How a queue or an exchange was declared.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Declared {
+    /// `quorum`, `classic` or `topic`.
+    pub kind: String,
+    pub durable: bool,
+    pub arguments: BTreeMap<String, Value>,
 }
 
 /// One consumer as the broker sees it.
@@ -503,6 +471,39 @@ impl Vhost {
                      prefetch => proplists:get_value(prefetch_count, C),
                      manual_ack => proplists:get_value(ack_required, C)}}
                    || C <- rabbit_amqqueue:consumers_all(<<"{}">>)]"#,
+                self.name
+            ))
+            .await
+    }
+
+    /// How a queue was declared, if it exists.
+    pub async fn declared_queue(&self, name: &str) -> Option<Declared> {
+        self.inside
+            .ask(&format!(
+                r#"case rabbit_amqqueue:lookup(rabbit_misc:r(<<"{}">>, queue, <<"{name}">>)) of
+                    {{ok, Q}} ->
+                        #{{kind => case amqqueue:get_type(Q) of
+                              rabbit_quorum_queue -> quorum; rabbit_classic_queue -> classic end,
+                          durable => amqqueue:is_durable(Q),
+                          arguments => maps:from_list(
+                              [{{K, V}} || {{K, _, V}} <- amqqueue:get_arguments(Q)])}};
+                    _ -> null
+                end"#,
+                self.name
+            ))
+            .await
+    }
+
+    /// How an exchange was declared, if it exists.
+    pub async fn declared_exchange(&self, name: &str) -> Option<Declared> {
+        self.inside
+            .ask(&format!(
+                r#"case rabbit_exchange:lookup(rabbit_misc:r(<<"{}">>, exchange, <<"{name}">>)) of
+                    {{ok, X}} ->
+                        maps:put(arguments, #{{}}, maps:from_list([{{kind, T}} || {{type, T}} <-
+                            rabbit_exchange:info(X, [type])] ++ rabbit_exchange:info(X, [durable])));
+                    _ -> null
+                end"#,
                 self.name
             ))
             .await

@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc as blocking};
 use std::thread::JoinHandle;
@@ -20,7 +21,7 @@ use md5::{Digest, Md5};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::process::free_port;
@@ -154,6 +155,8 @@ pub enum Answer {
     Hang,
     /// Answers later. What the handler did was done on arrival.
     Delay(Duration, Box<Answer>),
+    /// Answers when the test opens the gate. What the handler did was done on arrival.
+    Held(Gate, Box<Answer>),
     /// HTTP 200 with a chunked body that is none.
     ChunkedGarbage,
 }
@@ -189,6 +192,32 @@ impl Answer {
     /// This answer, later.
     pub fn after(self, delay: Duration) -> Self {
         Self::Delay(delay, Box::new(self))
+    }
+
+    /// This answer, when the test opens the gate.
+    pub fn behind(self, gate: &Gate) -> Self {
+        Self::Held(gate.clone(), Box::new(self))
+    }
+}
+
+/// Keeps answers back until it is opened. Clones are the same gate.
+#[derive(Debug, Clone)]
+pub struct Gate(watch::Sender<bool>);
+
+impl Gate {
+    /// A shut one.
+    pub fn shut() -> Self {
+        Self(watch::Sender::new(false))
+    }
+
+    /// Lets through what waits and what comes later.
+    pub fn open(&self) {
+        self.0.send_replace(true);
+    }
+
+    async fn opened(&self) {
+        // The sender lives as long as this clone of it, so there is no error.
+        let _ = self.0.subscribe().wait_for(|open| *open).await;
     }
 }
 
@@ -762,9 +791,17 @@ impl Wire {
 
     /// Acts as the answer says; tells whether the connection may carry another request.
     async fn answer(&mut self, mut answer: Answer, date: String) -> io::Result<bool> {
-        while let Answer::Delay(delay, then) = answer {
+        loop {
+            let (wait, then): (Pin<Box<dyn Future<Output = ()> + Send>>, _) = match answer {
+                Answer::Delay(delay, then) => (Box::pin(tokio::time::sleep(delay)), then),
+                Answer::Held(gate, then) => (Box::pin(async move { gate.opened().await }), then),
+                now => {
+                    answer = now;
+                    break;
+                }
+            };
             tokio::select! {
-                () = tokio::time::sleep(delay) => answer = *then,
+                () = wait => answer = *then,
                 () = client_gives_up(&self.stream) => return Ok(false),
             }
         }
@@ -773,7 +810,7 @@ impl Wire {
             "application/json;charset=UTF-8".into(),
         )];
         match answer {
-            Answer::Delay(..) => unreachable!("unpacked above"),
+            Answer::Delay(..) | Answer::Held(..) => unreachable!("unpacked above"),
             Answer::Json(value) => {
                 self.write(200, &date, json_head, value.to_string().as_bytes(), None)
                     .await

@@ -16,4 +16,6 @@ pub mod eventually;
 pub mod gateway;
 pub mod orders;
 pub mod process;
+pub mod proxy;
+pub mod scene;
 pub mod worker;

@@ -49,6 +49,15 @@ impl Setup {
         self
     }
 
+    /// A copy with another setting; the directory is the same.
+    pub fn with(&self, name: &str, value: impl ToString) -> Self {
+        Self {
+            dir: self.dir.clone(),
+            vars: self.vars.clone(),
+        }
+        .set(name, value)
+    }
+
     /// Adds or replaces an account's credentials.
     pub fn account(self, name: &str, account: &Account) -> Self {
         let prefix = format!("WDT_ACCOUNTS__{}", name.to_uppercase());
@@ -69,6 +78,11 @@ impl Setup {
 
     /// Starts `wdt-cancel-worker` with these arguments.
     pub fn start_with(&self, args: &[&str]) -> Worker {
+        self.start_through(&[], args)
+    }
+
+    /// Starts it by a command that sets something up and becomes the program that follows it.
+    pub fn start_through(&self, command: &[&str], args: &[&str]) -> Worker {
         let admin = free_port();
         let mut vars = self.vars.clone();
         let listen = format!("127.0.0.1:{admin}");
@@ -80,7 +94,11 @@ impl Setup {
         let vars: Vec<_> = vars.into_iter().collect();
         let log = self.dir.join(format!("worker-{admin}.log"));
         Worker {
-            process: Process::start(&format!("worker {args:?}"), BINARY, args, &vars, &log),
+            process: {
+                let line = [command, &[BINARY], args].concat();
+                let what = format!("worker {args:?}");
+                Process::start(&what, line[0], &line[1..], &vars, &log)
+            },
             admin,
         }
     }

@@ -426,7 +426,10 @@ fn all_problems_are_told_at_once() {
     .unwrap_err();
     let text = error.to_string();
     assert_eq!(text.lines().count(), error.problems().len());
-    let starts: Vec<_> = text.lines().map(|l| l.split(' ').next().unwrap()).collect();
+    let starts: Vec<_> = text
+        .lines()
+        .map(|l| l.split([' ', ':']).next().unwrap())
+        .collect();
     assert_eq!(
         starts,
         [
@@ -456,7 +459,7 @@ fn there_has_to_be_an_account_and_a_gateway() {
     let [api, accounts] = error.problems() else {
         panic!("{error}");
     };
-    assert!(api.starts_with("api.url "), "{api}");
+    assert!(api.starts_with("api.url: "), "{api}");
     assert!(accounts.contains("at least one"), "{accounts}");
 
     // An account that is named and has nothing.
@@ -477,7 +480,7 @@ fn the_gateways_url_may_be_each_accounts_own() {
         ("WDT_ACCOUNTS__SHOP__SECRET", "a:b"),
     ];
     let problem = only_problem(load_env(&[&LEAST[1..], &[own], &another].concat()));
-    assert!(problem.starts_with("api.url "), "{problem}");
+    assert!(problem.starts_with("api.url: "), "{problem}");
 }
 
 #[test]

@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::telling::{Finished, Parking, Telling};
-use crate::rules::admit::Fingerprint;
+use crate::rules::admit::{Envelope, Fingerprint};
 use crate::rules::lane::{OrderKey, Turn};
-use crate::rules::order::{CommandId, Ending, OrderNo};
+use crate::rules::order::{AccountName, CommandId, Ending, OrderNo};
 
 /// A command in hand, by its number in this run of the worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct CommandKey(pub(super) u64);
 
 /// A call, by its number in this run of the worker.
@@ -18,7 +17,7 @@ pub struct CommandKey(pub(super) u64);
 pub struct CallId(pub u64);
 
 /// A record on its way to the ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct RecordId(pub(super) u64);
 
 /// One delivery of the broker that is to be answered. The broker's side numbers them.
@@ -156,4 +155,91 @@ pub struct SendList {
     pub lane: LaneId,
     /// The orders' records, each [`OrderState::Sent`], none twice.
     pub orders: Vec<OrderRow>,
+}
+
+/// One result event (contract §3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The account, as the settings know it.
+    pub account: Option<AccountName>,
+    /// The account, as the command names it.
+    pub account_shown: Arc<str>,
+    /// The order; absent when the event tells of a command that cannot be read.
+    pub order_no: Option<Arc<str>>,
+    /// How it ended.
+    pub ending: Ending,
+    /// Cancel calls that carried it.
+    pub attempts: u32,
+    /// It was told before, or decided before this command.
+    pub replayed: bool,
+    /// The order's place in its command, from 0.
+    pub index: usize,
+    /// How many events the command has.
+    pub total: usize,
+    /// When it ended so.
+    pub occurred_at: Timestamp,
+}
+
+/// An event to be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Telling {
+    /// For [`Desk::told`].
+    pub command: CommandKey,
+    /// For [`Desk::told`].
+    pub place: usize,
+    /// The delivery that it answers.
+    pub ticket: Ticket,
+    /// What the command's events have in common.
+    pub envelope: Arc<Envelope>,
+    /// The event.
+    pub event: Event,
+}
+
+/// A command to be copied to the dead-letter queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parking {
+    /// For [`Desk::parked`].
+    pub command: CommandKey,
+    /// The delivery to be copied.
+    pub ticket: Ticket,
+    /// The command's envelope: a copy keeps the id that its events were told with.
+    pub envelope: Arc<Envelope>,
+    /// The account, as the command names it.
+    pub account: Arc<str>,
+    /// Why.
+    pub why: &'static str,
+}
+
+/// The proof that each event of a delivery was confirmed; only the desk makes one, and nothing else
+/// can acknowledge.
+#[derive(Debug, PartialEq, Eq, Clone)]
+#[must_use]
+pub struct Finished {
+    pub(super) ticket: Ticket,
+    pub(super) was_parked: bool,
+}
+
+impl Finished {
+    /// The delivery to be acknowledged.
+    pub fn ticket(&self) -> Ticket {
+        self.ticket
+    }
+
+    /// A copy went to the dead-letter queue.
+    pub fn was_parked(&self) -> bool {
+        self.was_parked
+    }
+}
+
+/// What became of a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fate {
+    /// The broker has it, in a queue.
+    Confirmed,
+    /// The broker found no queue for it.
+    Unroutable,
+    /// The broker would not take it: a queue is full.
+    Refused,
+    /// Nobody knows; the connection is gone.
+    Lost,
 }

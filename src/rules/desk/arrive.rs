@@ -1,6 +1,6 @@
 //! A delivery arrives, and the ledger tells what is recorded of it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Desk;
@@ -8,10 +8,10 @@ use super::action::{
     Action, Claim, Claimed, CommandKey, LaneId, OrderRow, OrderState, ResultRow, Ticket,
 };
 use super::hand::{OnRecord, Open, Order, Park, Phase, Stage, Told};
-use crate::rules::admit::{Admission, Command, Entry, Rejection};
+use crate::rules::admit::{Admission, Command, Entry, Fingerprint, Rejection};
 use crate::rules::lane::OrderKey;
 use crate::rules::next::{self, Tries};
-use crate::rules::order::{Ending, OrderNo, Outcome, Reason, ReasonCode};
+use crate::rules::order::{CommandId, Ending, OrderNo, Outcome, Reason, ReasonCode};
 use crate::rules::policy::Verify;
 use crate::rules::time::Now;
 
@@ -30,24 +30,26 @@ impl Desk {
             return;
         };
         let id = (lane, command.envelope.command_id.clone());
-        let twin = self.by_id.get(&id).copied();
-        if let Some(first) = twin.and_then(|key| self.commands.get_mut(&key)) {
-            if first.fingerprint != Some(command.fingerprint) {
-                return self.reject(now, ticket, Rejection::of(&command, reused()));
+        for other_key in self.by_id.get(&id).cloned().unwrap_or_default() {
+            let Some(other) = self.commands.get_mut(&other_key) else {
+                continue;
+            };
+            if other.fingerprint != Some(command.fingerprint) {
+                if other.claimed {
+                    return self.reject(now, ticket, Rejection::of(&command, reused()));
+                }
+                // The ledger will tell whose id it is.
+                continue;
             }
-            if first.ticket.is_none() {
-                first.ticket = Some(ticket);
-                first.orphaned_at = None;
-                first.arrived = now.mono;
-                first.envelope = command.envelope;
-                self.tell_decided(twin.into_iter());
+            if other.ticket.is_none() {
+                other.ticket = Some(ticket);
+                other.orphaned_at = None;
+                other.arrived = now.mono;
+                other.envelope = command.envelope;
+                self.tell_decided([other_key].into_iter());
                 return;
             }
         }
-        let repeats = twin
-            .and_then(|key| self.commands.get(&key))
-            .map(|first| first.repeated_by(&command))
-            .unwrap_or_default();
         let key = CommandKey(self.number());
         let mut since = now.wall;
         let mut claims = Vec::new();
@@ -91,19 +93,20 @@ impl Desk {
                 account: command.account.as_str().into(),
                 envelope: command.envelope,
                 fingerprint: Some(command.fingerprint),
-                claimed: false,
                 deadline: command.deadline,
                 arrived: now.mono,
                 since,
                 redelivered,
-                repeats,
+                claimed: false,
+                repeats: BTreeSet::new(),
+                undelivered: BTreeSet::new(),
                 unconfirmed: entries.len(),
                 entries,
                 park: Park::NotNeeded,
                 unreadable: false,
             },
         );
-        self.by_id.entry(id).or_insert(key);
+        self.by_id.entry(id).or_default().push(key);
     }
 
     pub(super) fn reject(&mut self, now: Now, ticket: Ticket, rejection: Rejection) {
@@ -135,12 +138,13 @@ impl Desk {
                 account: rejection.account_shown,
                 envelope: rejection.envelope,
                 fingerprint: None,
-                claimed: true,
                 deadline: None,
                 arrived: now.mono,
                 since: now.wall,
                 redelivered: false,
-                repeats: HashSet::new(),
+                claimed: true,
+                repeats: BTreeSet::new(),
+                undelivered: BTreeSet::new(),
                 unconfirmed: entries.len(),
                 entries,
                 park: if unreadable {
@@ -174,7 +178,7 @@ impl Desk {
                 tries: Tries::default(),
                 since: now.wall,
                 on_record: OnRecord::NothingOpen,
-                known: None,
+                ended: None,
                 waiters: Vec::new(),
             },
         );
@@ -184,21 +188,21 @@ impl Desk {
     /// What the ledger knows of a command and of the orders that it brought in.
     pub fn claimed(&mut self, now: Now, claimed: Claimed) {
         let key = claimed.command;
-        let mut touched: Vec<OrderKey> = Vec::new();
+        self.apply_results(now, key, &claimed.results);
+        self.follow_twin(key);
         if let Some(command) = self.commands.get_mut(&key) {
             command.claimed = true;
-            touched.extend(command.open_entries().map(|(order, _)| order));
-        }
-        self.apply_results(now, key, &claimed.results);
-        for (key, row) in claimed.orders {
-            self.age(key, row.as_ref());
-            if let Some(order) = self.orders.get_mut(&key) {
-                order.known = Some(row);
-                touched.push(key);
+            let open: Vec<OrderKey> = command.open_entries().map(|(order, _)| order).collect();
+            for order in open {
+                let ended = self.orders.get_mut(&order).and_then(|o| o.ended.take());
+                if let Some(told) = ended {
+                    self.end_as(order, told);
+                }
             }
         }
-        for order in touched {
-            self.place_when_known(now, order);
+        for (order, row) in claimed.orders {
+            self.age(order, row.as_ref());
+            self.place(now, order, row);
         }
         self.tell_decided([key].into_iter());
     }
@@ -207,10 +211,13 @@ impl Desk {
         let Some(command) = self.commands.get(&key) else {
             return;
         };
-        if results
-            .iter()
-            .any(|r| Some(r.fingerprint) != command.fingerprint)
-        {
+        let of_others = |f: Option<Fingerprint>| f != command.fingerprint;
+        let used = results.iter().any(|row| of_others(Some(row.fingerprint)))
+            || results.is_empty()
+                && self
+                    .same_id(command)
+                    .any(|other| other.claimed && of_others(other.fingerprint));
+        if used {
             return self.turn_down(now, key);
         }
         let recorded: HashMap<&str, &ResultRow> =
@@ -244,6 +251,86 @@ impl Desk {
         }
     }
 
+    /// Every command in hand with this one's id, itself too.
+    fn same_id(&self, command: &Open) -> impl Iterator<Item = &Open> {
+        let keys = command.id().and_then(|id| self.by_id.get(&id));
+        keys.into_iter()
+            .flatten()
+            .filter_map(|key| self.commands.get(key))
+    }
+
+    /// The command is not one of this id any more.
+    pub(super) fn leave_id(&mut self, id: Option<(LaneId, CommandId)>, key: CommandKey) {
+        let Some(id) = id else {
+            return;
+        };
+        if let Some(keys) = self.by_id.get_mut(&id) {
+            keys.retain(|other| *other != key);
+            if keys.is_empty() {
+                self.by_id.remove(&id);
+            }
+        }
+    }
+
+    /// What the same command, in hand already, is about to be told is told here too: the ledger may
+    /// have been asked before it was recorded, and an order that failed is tried again only after
+    /// that is told, or the failure would be the later word.
+    fn follow_twin(&mut self, key: CommandKey) {
+        let Some(command) = self.commands.get(&key) else {
+            return;
+        };
+        let decided: HashMap<&str, &Told> = self
+            .same_id(command)
+            .filter(|other| other.fingerprint == command.fingerprint)
+            .flat_map(|other| &other.entries)
+            .filter_map(|(shown, stage)| match stage {
+                Stage::Recording(told)
+                | Stage::Decided(told)
+                | Stage::Telling(told)
+                | Stage::Untold(told) => Some((&**shown, told)),
+                Stage::Open(_) | Stage::Confirmed => None,
+            })
+            .collect();
+        let followed: Vec<(OrderKey, usize, Told)> = command
+            .open_entries()
+            .filter_map(|(order, place)| {
+                let told = decided.get(&*command.entries[place].0)?;
+                let replayed = true;
+                Some((
+                    order,
+                    place,
+                    Told {
+                        replayed,
+                        ..(*told).clone()
+                    },
+                ))
+            })
+            .collect();
+        // Of an order for which the first waits as well, it will tell; this one says it again.
+        let waiting: HashSet<&str> = self
+            .same_id(command)
+            .filter(|other| other.fingerprint == command.fingerprint)
+            .take_while(|other| !std::ptr::eq(*other, command))
+            .flat_map(|other| &other.entries)
+            .filter_map(|(shown, stage)| matches!(stage, Stage::Open(_)).then_some(&**shown))
+            .collect();
+        let repeats: BTreeSet<usize> = command
+            .open_entries()
+            .filter_map(|(_, place)| {
+                waiting
+                    .contains(&*command.entries[place].0)
+                    .then_some(place)
+            })
+            .collect();
+        if let Some(command) = self.commands.get_mut(&key) {
+            command.repeats = repeats;
+        }
+        for (order, place, told) in followed {
+            self.detach(order, key, place);
+            self.draft_result(key, place, &told);
+        }
+    }
+
     /// The id was used for other orders.
     pub(super) fn turn_down(&mut self, now: Now, key: CommandKey) {
         let Some(command) = self.commands.get_mut(&key) else {
@@ -263,12 +350,8 @@ impl Desk {
             *stage = Stage::Decided(told.clone());
         }
         command.fingerprint = None;
-        let id = command
-            .lane
-            .map(|lane| (lane, command.envelope.command_id.clone()));
-        if let Some(id) = id.filter(|id| self.by_id.get(id) == Some(&key)) {
-            self.by_id.remove(&id);
-        }
+        let id = command.id();
+        self.leave_id(id, key);
         for (order, place) in detached {
             self.detach(order, key, place);
         }
@@ -288,21 +371,6 @@ impl Desk {
             if let Some(command) = self.commands.get_mut(waiter).filter(|c| c.redelivered) {
                 command.since = command.since.min(order.since);
             }
-        }
-    }
-
-    /// Places an order once the ledger has told of it and of every command that waits for it.
-    fn place_when_known(&mut self, now: Now, key: OrderKey) {
-        let Some(order) = self.orders.get_mut(&key) else {
-            return;
-        };
-        let waiters = order.waiters.iter();
-        let mut commands = waiters.filter_map(|(command, _)| self.commands.get(command));
-        if commands.any(|command| !command.claimed) {
-            return;
-        }
-        if let Some(row) = order.known.take() {
-            self.place(now, key, row);
         }
     }
 
@@ -329,9 +397,9 @@ impl Desk {
                 return self.end_as(key, told);
             }
             Some(OrderState::Ended(ending, _)) => {
-                let reason = ending.reason().map(|r| &*r.message);
-                (ending.reason().map(|r| r.code) == Some(ReasonCode::Unconfirmed))
-                    .then(|| reason.unwrap_or_default().to_owned())
+                // Not in the words of then, which would grow with each command that tries again.
+                (ending.outcome() == Outcome::Unknown)
+                    .then_some("it was left unconfirmed when it was last tried")
             }
             Some(OrderState::Waiting) => {
                 order.on_record = OnRecord::Waiting;
@@ -341,7 +409,7 @@ impl Desk {
                 order.on_record = OnRecord::Sent;
                 order.tries.attempts = row.as_ref().map_or(0, |r| r.attempts);
                 order.tries.spent = row.as_ref().map_or(0, |r| r.spent);
-                Some("the worker stopped before an answer was recorded".to_owned())
+                Some("the worker stopped before an answer was recorded")
             }
         };
         let Some(what) = doubt else {
@@ -352,7 +420,7 @@ impl Desk {
         order.tries.doubt();
         order.phase = Phase::Doubtful;
         if retry.verify == Verify::Never || lane.query_denied {
-            let ending = next::unconfirmed(&what, !lane.query_denied, retry.verify);
+            let ending = next::unconfirmed(what, !lane.query_denied, retry.verify);
             return self.end(now, key, ending);
         }
         lane.look_up_at(now.mono, key);
@@ -366,7 +434,8 @@ impl Desk {
             return;
         };
         order.waiters.retain(|w| *w != (command, place));
-        if order.waiters.is_empty() && matches!(order.phase, Phase::Waiting | Phase::Doubtful) {
+        let idle = matches!(order.phase, Phase::Waiting | Phase::Doubtful);
+        if order.waiters.is_empty() && (idle || order.ended.is_some()) {
             self.forget(key);
             self.lanes_are_stale = true;
         }

@@ -11,6 +11,10 @@ use crate::rules::next::{self, Next};
 use crate::rules::order::OrderNo;
 use crate::rules::time::Now;
 
+/// An order that is wanted only by commands which the ledger has not told of yet is put off for so
+/// long; a claim is one read.
+const CLAIM_PAUSE: Duration = Duration::from_millis(200);
+
 impl Desk {
     pub(super) fn plan(&mut self, now: Now, lane: LaneId) {
         while let Some(call) = self.lanes[lane.0].next_call(now.mono) {
@@ -67,8 +71,8 @@ impl Desk {
         }
     }
 
-    /// The order, unless nobody waits for it any more. The deadline is checked here, right before a
-    /// call that would cancel.
+    /// The order, unless nobody waits for it any more, or only commands of which it is not known
+    /// yet what is recorded. The deadline is checked here, right before a call that would cancel.
     pub(super) fn still_wanted(
         &mut self,
         now: Now,
@@ -76,16 +80,28 @@ impl Desk {
         cancels: bool,
     ) -> Option<&mut Order> {
         if cancels {
-            for (command, place) in self.orders.get(&key)?.waiters.clone() {
-                let waiter = self.commands.get(&command);
-                if waiter.is_some_and(|c| c.claimed && c.is_late(now)) {
+            for (command, _) in self.orders.get(&key)?.waiters.clone() {
+                let command_in_hand = self.commands.get(&command);
+                if command_in_hand.is_some_and(|c| c.claimed && c.is_late(now)) {
                     let ending = self.orders.get(&key)?.too_late();
-                    self.retire(now, key, command, place, ending);
+                    self.retire(now, key, command, ending);
                 }
             }
         }
-        if self.orders.get(&key)?.waiters.is_empty() {
+        let order = self.orders.get(&key)?;
+        if order.waiters.is_empty() {
             self.forget(key);
+            return None;
+        }
+        let mut waiters = order.waiters.iter();
+        if !waiters.any(|(c, _)| self.commands.get(c).is_some_and(|c| c.claimed)) {
+            let lane = &mut self.lanes[order.lane.0];
+            let at = now.mono + CLAIM_PAUSE;
+            if order.phase == Phase::Doubtful {
+                lane.look_up_at(at, key);
+            } else {
+                lane.send_at(at, key);
+            }
             return None;
         }
         self.orders.get_mut(&key)

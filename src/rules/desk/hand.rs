@@ -1,15 +1,15 @@
 //! Commands and orders in hand.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::action::{CommandKey, LaneId, OrderRow, OrderState, Ticket};
-use crate::rules::admit::{Command, Envelope, Fingerprint};
+use crate::rules::admit::{Envelope, Fingerprint};
 use crate::rules::lane::OrderKey;
 use crate::rules::next::{self, Tries};
-use crate::rules::order::{Ending, OrderNo, Outcome, Reason, ReasonCode};
+use crate::rules::order::{CommandId, Ending, OrderNo, Outcome, Reason, ReasonCode};
 use crate::rules::time::{Mono, Now};
 
 /// An entry of a command in hand.
@@ -48,17 +48,20 @@ pub(super) struct Open {
     pub(super) account: Arc<str>,
     pub(super) envelope: Arc<Envelope>,
     pub(super) fingerprint: Option<Fingerprint>,
-    /// The ledger has told what it knows of this command.
-    pub(super) claimed: bool,
     pub(super) deadline: Option<Timestamp>,
     /// Arrival: on our clock for the hold, in the world's time for the age.
     pub(super) arrived: Mono,
     pub(super) since: Timestamp,
     pub(super) redelivered: bool,
-    /// Entries for which the same command, in hand already, waits as well: these events say again
+    /// The ledger told what is recorded of it. Before, nothing is decided for it: it may be a
+    /// finished command that is to be told again, or its id may have been used.
+    pub(super) claimed: bool,
+    /// Entries for which the same command, in hand before, waits as well: these events say again
     /// what that one's say.
-    pub(super) repeats: HashSet<usize>,
+    pub(super) repeats: BTreeSet<usize>,
     pub(super) entries: Vec<(Arc<str>, Stage)>,
+    /// Entries (or, without one, the dead-letter copy) that no queue took so far.
+    pub(super) undelivered: BTreeSet<Option<usize>>,
     /// Entries that are not confirmed yet.
     pub(super) unconfirmed: usize,
     pub(super) park: Park,
@@ -106,9 +109,8 @@ pub(super) struct Order {
     pub(super) tries: Tries,
     pub(super) since: Timestamp,
     pub(super) on_record: OnRecord,
-    /// What the ledger knows of it, until each command that waits for it is claimed: one of them
-    /// may have been told of it before, and is then no reason for a call.
-    pub(super) known: Option<Option<OrderRow>>,
+    /// How it ended, durably, while commands that wait for it are not claimed yet.
+    pub(super) ended: Option<Told>,
     pub(super) waiters: Vec<(CommandKey, usize)>,
 }
 
@@ -132,12 +134,11 @@ impl Order {
         }
     }
 
-    /// Whether this ending of the one command that waits for the order closes an open record,
+    /// Whether this ending of the last command that waits for the order closes an open record,
     /// which would otherwise lend its age to commands yet to come. A record of a call that had no
     /// clear answer stays open, to be looked up, unless the ending says as much.
-    pub(super) fn closes_with(&self, ending: &Ending, waiter: (CommandKey, usize)) -> bool {
+    pub(super) fn closes_with(&self, ending: &Ending) -> bool {
         self.on_record != OnRecord::NothingOpen
-            && self.waiters == [waiter]
             && (!self.tries.tainted || ending.outcome() == Outcome::Unknown)
     }
 
@@ -157,30 +158,14 @@ impl Order {
     }
 }
 
-impl Stage {
-    /// What is told is not durable yet, so who joins now is told the same.
-    pub(super) fn can_be_joined(&self) -> bool {
-        match self {
-            Self::Open(_) | Self::Recording(_) => true,
-            Self::Decided(_) | Self::Telling(_) | Self::Untold(_) | Self::Confirmed => false,
-        }
-    }
-}
-
 impl Open {
+    /// Its id, where it is one of an account.
+    pub(super) fn id(&self) -> Option<(LaneId, CommandId)> {
+        Some((self.lane?, self.envelope.command_id.clone()))
+    }
+
     pub(super) fn is_late(&self, now: Now) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= now.wall)
-    }
-
-    /// The places of the same command come again for which this one waits, too.
-    pub(super) fn repeated_by(&self, again: &Command) -> HashSet<usize> {
-        let joinable = self.entries.iter().filter(|(_, s)| s.can_be_joined());
-        let joinable: HashSet<&str> = joinable.map(|(shown, _)| &**shown).collect();
-        let places = again.entries.iter().enumerate();
-        places
-            .filter(|(_, entry)| joinable.contains(entry.shown()))
-            .map(|(place, _)| place)
-            .collect()
     }
 
     pub(super) fn open_entries(&self) -> impl Iterator<Item = (OrderKey, usize)> {

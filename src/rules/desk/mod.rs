@@ -11,11 +11,16 @@
 //! 2. The ledger tells what is recorded ([`Action::Claim`], [`Desk::claimed`]). It is asked after
 //!    the order was taken in hand, and an order leaves the desk only when its ending is durable or
 //!    nobody waits for it, so whatever ended before is seen.
+//!    Until it has told, nothing is decided for that command.
 //! 3. That these orders are being sent is recorded, then the call is made ([`Action::Send`]).
 //! 4. The answer is judged; an ending is recorded ([`Action::Record`]).
 //! 5. Only then it is told ([`Action::Tell`], from [`Desk::recorded`]).
 //! 6. When each event of a command is confirmed, the command is acknowledged
 //!    ([`Action::Acknowledge`]); one that failed is copied to the dead-letter queue before.
+//!
+//! The ledger writes records and lists to be sent in the sequence of the actions. A claim may be
+//! answered before what was asked of it earlier, and sees only what is durable then; it is never
+//! answered after what was asked later. Everything else may be answered in any sequence.
 
 mod action;
 mod arrive;
@@ -36,10 +41,9 @@ use super::time::{Mono, Now};
 use hand::{AfterRecord, Open, Order};
 
 pub use action::{
-    Action, CallId, Claim, Claimed, CommandKey, LaneId, Note, OrderRow, OrderState, Record,
-    RecordId, ResultRow, SendList, Ticket,
+    Action, CallId, Claim, Claimed, CommandKey, Event, Fate, Finished, LaneId, Note, OrderRow,
+    OrderState, Parking, Record, RecordId, ResultRow, SendList, Telling, Ticket,
 };
-pub use telling::{Event, Fate, Finished, Parking, Telling};
 
 /// How the desk does its work.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,7 +92,8 @@ pub struct Load {
     pub orders: usize,
     /// Calls.
     pub calls: usize,
-    /// Events that no queue took, and copies for the dead-letter queue.
+    /// Events that no queue took, and copies for the dead-letter queue; those that are being tried
+    /// again still count.
     pub untold: usize,
 }
 
@@ -101,8 +106,8 @@ pub struct Desk {
     lane_ids: HashMap<AccountName, LaneId>,
     /// In the sequence of their arrival, so that the same events have the same answers.
     commands: BTreeMap<CommandKey, Open>,
-    /// The first of each id in hand.
-    by_id: HashMap<(LaneId, CommandId), CommandKey>,
+    /// Those of each id in hand, in the sequence of their arrival.
+    by_id: HashMap<(LaneId, CommandId), Vec<CommandKey>>,
     orders: HashMap<OrderKey, Order>,
     by_number: HashMap<(LaneId, OrderNo), OrderKey>,
     /// Lanes hold orders that have left.
@@ -164,6 +169,9 @@ impl Desk {
 
     /// Plans whatever may be done now; everything to be done is in the answer, in sequence.
     pub fn turn(&mut self, now: Now) -> Vec<Action> {
+        // Before the plan: what was drafted of an order that is now sent must not replace the record
+        // that it is.
+        self.flush_draft();
         if !self.draining {
             for lane in 0..self.lanes.len() {
                 self.plan(now, LaneId(lane));
@@ -190,7 +198,7 @@ impl Desk {
             commands: self.commands.len(),
             orders: self.orders.len(),
             calls: self.calls.len(),
-            untold: self.untold.len(),
+            untold: self.commands.values().map(|c| c.undelivered.len()).sum(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Desk;
 use super::action::{Action, CommandKey, OrderState, Record, RecordId, ResultRow};
-use super::hand::{Phase, Stage, Told};
+use super::hand::{Open, Phase, Stage, Told};
 use crate::rules::lane::OrderKey;
 use crate::rules::order::Ending;
 use crate::rules::time::Now;
@@ -26,42 +26,53 @@ impl Desk {
         self.end_as(key, told);
     }
 
-    /// Everyone who waits for the order is told this, after it is recorded for each.
+    /// Everyone who waits for the order is told this, after it is recorded for each; those whose
+    /// record is not known yet wait on.
     pub(super) fn end_as(&mut self, key: OrderKey, told: Told) {
         let Some(order) = self.orders.get_mut(&key) else {
             return;
         };
         order.phase = Phase::Ending;
-        for (command, place) in std::mem::take(&mut order.waiters) {
+        let commands = &self.commands;
+        let is_claimed = |w: &mut (CommandKey, usize)| commands.get(&w.0).is_none_or(|c| c.claimed);
+        let claimed: Vec<(CommandKey, usize)> = order.waiters.extract_if(.., is_claimed).collect();
+        for (command, place) in claimed {
             self.draft_result(command, place, &told);
         }
         self.draft.2.ended.push((key, told));
     }
 
-    /// One command stops waiting for an order that may go on for others.
-    pub(super) fn retire(
-        &mut self,
-        now: Now,
-        key: OrderKey,
-        command: CommandKey,
-        place: usize,
-        ending: Ending,
-    ) {
-        let Some(order) = self.orders.get(&key) else {
+    /// One command stops waiting for an order that may go on for others. If it is in hand twice,
+    /// the same is told twice.
+    pub(super) fn retire(&mut self, now: Now, key: OrderKey, command: CommandKey, ending: Ending) {
+        let (Some(order), Some(first)) = (self.orders.get(&key), self.commands.get(&command))
+        else {
             return;
         };
+        let is_same = |other: &Open| {
+            other.fingerprint == first.fingerprint
+                && other.envelope.command_id == first.envelope.command_id
+        };
+        let twins: Vec<(CommandKey, usize)> = order
+            .waiters
+            .iter()
+            .filter(|(waiter, _)| self.commands.get(waiter).is_some_and(is_same))
+            .copied()
+            .collect();
         let told = Told {
             ending,
             attempts: order.tries.attempts,
             replayed: false,
             occurred_at: now.wall,
         };
-        if order.closes_with(&told.ending, (command, place)) {
+        if twins.len() == order.waiters.len() && order.closes_with(&told.ending) {
             let row = order.row(OrderState::Ended(told.ending.clone(), now.wall));
             self.draft.0.push(row);
         }
-        self.detach(key, command, place);
-        self.draft_result(command, place, &told);
+        for (twin, place) in twins {
+            self.detach(key, twin, place);
+            self.draft_result(twin, place, &told);
+        }
     }
 
     pub(super) fn draft_result(&mut self, key: CommandKey, place: usize, told: &Told) {
@@ -125,12 +136,17 @@ impl Desk {
         touched.dedup();
         self.tell_decided(touched.into_iter());
         for (key, told) in after.ended {
-            let joined = self.orders.get(&key).is_some_and(|o| !o.waiters.is_empty());
-            if joined {
-                // They came while the ending was on its way to the ledger; it is theirs too.
+            let Some(order) = self.orders.get_mut(&key) else {
+                continue;
+            };
+            // They came while the ending was on its way to the ledger; it is theirs too.
+            let mut joined = order.waiters.iter();
+            if order.waiters.is_empty() {
+                self.forget(key);
+            } else if joined.any(|(c, _)| self.commands.get(c).is_none_or(|c| c.claimed)) {
                 self.end_as(key, told);
             } else {
-                self.forget(key);
+                order.ended = Some(told);
             }
         }
     }

@@ -31,13 +31,12 @@ impl Desk {
     }
 
     pub(super) fn end_overdue(&mut self, now: Now, key: CommandKey, too_old: bool) {
-        // What the ledger knows of it may be its end already.
         let Some(command) = self.commands.get(&key).filter(|c| c.claimed) else {
             return;
         };
         let late = command.is_late(now);
-        let open: Vec<(OrderKey, usize)> = command.open_entries().collect();
-        for (order_key, place) in open {
+        let open: Vec<OrderKey> = command.open_entries().map(|(order, _)| order).collect();
+        for order_key in open {
             let Some(order) = self.orders.get(&order_key) else {
                 continue;
             };
@@ -47,7 +46,7 @@ impl Desk {
                 Phase::Waiting | Phase::Doubtful if too_old => order.too_old(),
                 Phase::Waiting | Phase::Doubtful => continue,
             };
-            self.retire(now, order_key, key, place, ending);
+            self.retire(now, order_key, key, ending);
         }
     }
 
@@ -107,12 +106,7 @@ impl Desk {
 
     pub(super) fn remove_command(&mut self, key: CommandKey) -> Option<Open> {
         let command = self.commands.remove(&key)?;
-        if let Some(lane) = command.lane {
-            let id = (lane, command.envelope.command_id.clone());
-            if self.by_id.get(&id) == Some(&key) {
-                self.by_id.remove(&id);
-            }
-        }
+        self.leave_id(command.id(), key);
         Some(command)
     }
 

@@ -7,13 +7,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use super::Desk;
-use super::action::{Action, CommandKey, Ticket};
+use super::action::{Action, CommandKey, Event, Fate, Finished, Parking, Telling};
 use super::hand::{Park, Stage, Told};
-use crate::rules::admit::Envelope;
-use crate::rules::order::{AccountName, Ending, Outcome};
+use crate::rules::order::Outcome;
 use crate::rules::time::Mono;
 
 /// A redelivered command is known by its id if it comes back within this time after the broker was
@@ -21,93 +18,6 @@ use crate::rules::time::Mono;
 const ORPHANS_KEPT: Duration = Duration::from_secs(600);
 /// How many waiting events are tried again in one sweep.
 const UNTOLD_RETRIED: usize = 500;
-
-/// One result event (contract §3).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    /// The account, as the settings know it.
-    pub account: Option<AccountName>,
-    /// The account, as the command names it.
-    pub account_shown: Arc<str>,
-    /// The order; absent when the event tells of a command that cannot be read.
-    pub order_no: Option<Arc<str>>,
-    /// How it ended.
-    pub ending: Ending,
-    /// Cancel calls that carried it.
-    pub attempts: u32,
-    /// It was told before, or decided before this command.
-    pub replayed: bool,
-    /// The order's place in its command, from 0.
-    pub index: usize,
-    /// How many events the command has.
-    pub total: usize,
-    /// When it ended so.
-    pub occurred_at: Timestamp,
-}
-
-/// An event to be published.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Telling {
-    /// For [`Desk::told`].
-    pub command: CommandKey,
-    /// For [`Desk::told`].
-    pub place: usize,
-    /// The delivery that it answers.
-    pub ticket: Ticket,
-    /// What the command's events have in common.
-    pub envelope: Arc<Envelope>,
-    /// The event.
-    pub event: Event,
-}
-
-/// A command to be copied to the dead-letter queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parking {
-    /// For [`Desk::parked`].
-    pub command: CommandKey,
-    /// The delivery to be copied.
-    pub ticket: Ticket,
-    /// The command's envelope: a copy keeps the id that its events were told with.
-    pub envelope: Arc<Envelope>,
-    /// The account, as the command names it.
-    pub account: Arc<str>,
-    /// Why.
-    pub why: &'static str,
-}
-
-/// The proof that each event of a delivery was confirmed; only the desk makes one, and nothing else
-/// can acknowledge.
-#[derive(Debug, PartialEq, Eq, Clone)]
-#[must_use]
-pub struct Finished {
-    ticket: Ticket,
-    was_parked: bool,
-}
-
-impl Finished {
-    /// The delivery to be acknowledged.
-    pub fn ticket(&self) -> Ticket {
-        self.ticket
-    }
-
-    /// A copy went to the dead-letter queue.
-    pub fn was_parked(&self) -> bool {
-        self.was_parked
-    }
-}
-
-/// What became of a publication.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Fate {
-    /// The broker has it, in a queue.
-    Confirmed,
-    /// The broker found no queue for it.
-    Unroutable,
-    /// The broker would not take it: a queue is full.
-    Refused,
-    /// Nobody knows; the connection is gone.
-    Lost,
-}
 
 impl Desk {
     /// Publishes what is durable and not yet told, of commands that can be answered; finishes those
@@ -194,6 +104,7 @@ impl Desk {
                     command.park = Park::Needed;
                 }
                 *stage = Stage::Confirmed;
+                command.undelivered.remove(&Some(place));
                 command.unconfirmed -= 1;
                 self.finish(key);
             }
@@ -201,6 +112,7 @@ impl Desk {
             // way for the second time, so it is told once more.
             Fate::Unroutable | Fate::Refused | Fate::Lost => {
                 *stage = Stage::Untold(told.clone());
+                command.undelivered.insert(Some(place));
                 let at = now + self.policy.untold_pause;
                 self.untold.push_back((at, key, Some(place)));
             }
@@ -248,10 +160,12 @@ impl Desk {
         match fate {
             Fate::Confirmed => {
                 command.park = Park::Parked;
+                command.undelivered.remove(&None);
                 self.finish(key);
             }
             Fate::Unroutable | Fate::Refused | Fate::Lost if command.park == Park::Parking => {
                 command.park = Park::Needed;
+                command.undelivered.insert(None);
                 let at = now + self.policy.untold_pause;
                 self.untold.push_back((at, key, None));
             }
@@ -284,6 +198,7 @@ impl Desk {
         for (key, command) in &mut self.commands {
             command.ticket = None;
             command.orphaned_at = Some(now);
+            command.undelivered.clear();
             if command.park == Park::Parking {
                 command.park = Park::Needed;
             }
@@ -306,16 +221,11 @@ impl Desk {
         let done: Vec<CommandKey> = self
             .commands
             .iter()
-            .filter(|(key, c)| {
-                let recognised = !c.envelope.id_is_ours
-                    && c.lane.is_some_and(|lane| {
-                        let id = (lane, c.envelope.command_id.clone());
-                        self.by_id.get(&id) == Some(key)
-                    });
-                let kept = if recognised {
-                    ORPHANS_KEPT
-                } else {
+            .filter(|(_, c)| {
+                let kept = if c.envelope.id_is_ours {
                     Duration::ZERO
+                } else {
+                    ORPHANS_KEPT
                 };
                 let is_over = c.orphaned_at.is_some_and(|at| now.since(at) >= kept);
                 is_over

@@ -1,0 +1,137 @@
+//! What ends a session with the broker, and what can be seen of one.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use lapin::ErrorKind;
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+
+use super::topology::{TopologyError, words};
+
+/// What ended a session, or kept one from beginning.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The broker or the connection to it.
+    #[error(transparent)]
+    Broker(#[from] lapin::Error),
+    /// The network.
+    #[error("{0}")]
+    Network(String),
+    /// The broker does not let us in, or not near what we need.
+    #[error(
+        "the broker at {node} refuses us: {words}; check the user, password, virtual host and permissions of amqp.url"
+    )]
+    Refused {
+        /// Host and port.
+        node: String,
+        /// What the broker says.
+        words: String,
+    },
+    /// What must be there is not.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The consumer's stream ended.
+    #[error("the broker cancelled the consumer")]
+    Cancelled,
+    /// Publisher confirms did not come in time.
+    #[error("publisher confirms did not come in time")]
+    NoConfirm,
+    /// An acknowledgement did nothing.
+    #[error("an acknowledgement acknowledged nothing")]
+    NotAcknowledged,
+    /// Messages wait, and none comes.
+    #[error("the consumer is silent while messages wait")]
+    Silent,
+    /// An event could not be written as JSON.
+    #[error("an event could not be written: {0}")]
+    Unwritable(serde_json::Error),
+}
+
+impl SessionError {
+    /// Trying again cannot help before somebody mends settings or permissions.
+    pub(super) fn is_final(&self) -> bool {
+        match self {
+            Self::Topology(TopologyError::Missing(_)) | Self::Refused { .. } => true,
+            Self::Broker(_)
+            | Self::Topology(TopologyError::Broker(_))
+            | Self::Network(_)
+            | Self::Cancelled
+            | Self::NoConfirm
+            | Self::NotAcknowledged
+            | Self::Silent
+            | Self::Unwritable(_) => false,
+        }
+    }
+
+    /// The same, unless it is a refusal, which then says by which node and what to check.
+    pub(super) fn at(self, node: impl FnOnce() -> String) -> Self {
+        let (Self::Broker(error) | Self::Topology(TopologyError::Broker(error))) = &self else {
+            return self;
+        };
+        match error.kind() {
+            ErrorKind::ProtocolError(said)
+                if matches!(
+                    said.kind(),
+                    AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)
+                        | AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)
+                ) =>
+            {
+                Self::Refused {
+                    node: node(),
+                    words: words(error),
+                }
+            }
+            _ => self,
+        }
+    }
+}
+
+/// What a session did, for operators and for its own watch.
+#[derive(Debug, Default)]
+pub struct Progress {
+    consuming: AtomicBool,
+    delivered: AtomicU64,
+    blocked: Mutex<Option<String>>,
+    ready: AtomicU64,
+}
+
+impl Progress {
+    pub(super) fn subscribed(&self, consuming: bool) {
+        self.consuming.store(consuming, Ordering::Relaxed);
+    }
+
+    pub(super) fn delivered(&self) {
+        self.delivered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The broker knows our consumer.
+    pub fn is_consuming(&self) -> bool {
+        self.consuming.load(Ordering::Relaxed)
+    }
+
+    /// Deliveries so far.
+    pub fn deliveries(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// Messages that waited in the queue at the last look.
+    pub fn ready(&self) -> u64 {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Why the broker takes no publications, while it takes none.
+    pub fn blocked(&self) -> Option<String> {
+        self.blocked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(super) fn looked(&self, ready: u64) {
+        self.ready.store(ready, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_blocked(&self, reason: Option<String>) {
+        *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+}
