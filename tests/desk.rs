@@ -536,6 +536,76 @@ fn a_finished_command_is_told_again_without_a_call() {
 }
 
 #[test]
+fn two_finished_commands_that_share_an_order_come_again_together_without_a_call() {
+    let mut bench = Bench::new();
+    let late = Sent {
+        deadline: Some(0),
+        ..command("c3", &["L"])
+    };
+    for sent in [&command("c1", &["A"]), &command("c2", &["A", "B"])] {
+        bench.deliver(sent);
+        let _ = bench.go();
+        let _ = bench.cancel_ends(&lists(&["B"], &[("A", STATE)]));
+    }
+    for id in ["c3", "c4"] {
+        bench.deliver(&Sent { id, ..late.clone() });
+        let _ = bench.go();
+    }
+    // What is recorded of the first is known, and of the second not yet: that is no reason to send
+    // its order, nor to end it for its deadline.
+    bench.keeps = |action| matches!(action, Action::Claim(_));
+    bench.deliver(&command("c1", &["A"]));
+    bench.deliver(&command("c2", &["A", "B"]));
+    for id in ["c3", "c4"] {
+        bench.deliver(&Sent { id, ..late.clone() });
+    }
+    let claims = [
+        "claim c1 [A]",
+        "claim c2 [B]",
+        "claim c3 [L]",
+        "claim c4 []",
+    ];
+    assert_eq!(bench.go(), claims);
+    let mut answer = || {
+        let claim = bench.open.pop_front().expect("a claim is open");
+        bench.answer(claim);
+        let mut story = bench.pass(1);
+        story.retain(|line| !line.starts_with("ack"));
+        story
+    };
+    assert_eq!(answer(), ["tell c1/A order_state again"]);
+    assert_eq!(
+        answer(),
+        ["tell c2/A order_state again", "tell c2/B cancelled again"]
+    );
+    assert_eq!(answer(), ["tell c3/L deadline_passed again"]);
+    assert_eq!(answer(), ["tell c4/L deadline_passed again"]);
+    assert!(bench.desk.is_idle());
+    assert_eq!(bench.desk.load(), Default::default());
+}
+
+#[test]
+fn news_of_a_command_that_is_only_just_finished_are_no_replay() {
+    let mut bench = Bench::new();
+    let sent = command("c1", &["A"]);
+    bench.deliver(&sent);
+    let _ = bench.go();
+    bench.keeps = |action| matches!(action, Action::Park(_));
+    let _ = bench.cancel_ends(&reply(1, "参数错误", None));
+    bench.deliver(&sent);
+    assert_eq!(bench.go(), ["claim c1 [A]", "send [A]"]);
+    assert_eq!(
+        bench.cancel_ends(&cancelled(&["A"])),
+        [
+            "record [A=cancelled c1/A=cancelled]",
+            "tell c1/A cancelled",
+            "ack 2"
+        ]
+    );
+    assert_eq!(bench.release(), ["ack 1"]);
+}
+
+#[test]
 fn an_id_that_is_used_for_other_orders_is_rejected() {
     let mut bench = Bench::new();
     bench.deliver(&command("c1", &["A"]));

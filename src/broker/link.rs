@@ -450,6 +450,8 @@ impl Watching<'_> {
                 passive: true,
                 ..QueueDeclareOptions::default()
             };
+            // Before the look, too: a consumer that came about meanwhile is not in its answer.
+            let consumed = self.progress.is_consuming();
             let look = channel.queue_declare(
                 self.settings.queue.as_str().into(),
                 passive,
@@ -465,7 +467,8 @@ impl Watching<'_> {
             };
             self.progress.looked(queue.message_count().into());
             let delivered = self.progress.deliveries();
-            let idle = self.progress.is_consuming() && self.deliveries.lock().is_empty();
+            let idle =
+                consumed && self.progress.is_consuming() && self.deliveries.lock().is_empty();
             let silent = idle && queue.message_count() > 0 && before == Some(delivered);
             if silent || (idle && queue.consumer_count() == 0) {
                 return Err(SessionError::Silent);

@@ -2,7 +2,7 @@
 //!
 //! Two connections: a broker that runs short of memory or disk blocks a connection that publishes,
 //! and nothing can be acknowledged on a blocked one. A third is opened for requesters that use
-//! direct reply-to, whose names can end it ([`reply`]). lapin's own recovery is off; whatever goes
+//! direct reply-to, whose names can end it (`reply`). lapin's own recovery is off; whatever goes
 //! wrong ends the whole session, and a new one is made ([`link`]).
 
 pub mod answer;

@@ -31,19 +31,19 @@ pub struct LaneId(pub usize);
 /// What is to be done, by whoever has hands.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Ask the ledger, and answer with [`Desk::claimed`].
+    /// Ask the ledger, and answer with `Desk::claimed`.
     Claim(Claim),
-    /// Record durably that these are being sent, then send them; [`Desk::cancel_answered`].
+    /// Record durably that these are being sent, then send them; `Desk::cancel_answered`.
     Send(SendList),
-    /// Look this order up; [`Desk::look_up_answered`].
+    /// Look this order up; `Desk::look_up_answered`.
     LookUp(CallId, LaneId, OrderNo),
-    /// Ask for the time; [`Desk::probe_answered`].
+    /// Ask for the time; `Desk::probe_answered`.
     Probe(CallId, LaneId),
-    /// Record durably; [`Desk::recorded`].
+    /// Record durably; `Desk::recorded`.
     Record(Record),
-    /// Publish and await the confirm; [`Desk::told`].
+    /// Publish and await the confirm; `Desk::told`.
     Tell(Telling),
-    /// Copy the command to the dead-letter queue; [`Desk::parked`].
+    /// Copy the command to the dead-letter queue; `Desk::parked`.
     Park(Parking),
     /// Acknowledge the delivery.
     Acknowledge(Finished),
@@ -138,7 +138,7 @@ pub struct ResultRow {
 /// One durable step: all of it or nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// For [`Desk::recorded`].
+    /// For `Desk::recorded`.
     pub id: RecordId,
     /// Orders' records, which replace earlier ones.
     pub orders: Vec<OrderRow>,
@@ -149,7 +149,7 @@ pub struct Record {
 /// A list to be sent, after it was recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SendList {
-    /// For [`Desk::cancel_answered`].
+    /// For `Desk::cancel_answered`.
     pub call: CallId,
     /// The account.
     pub lane: LaneId,
@@ -183,9 +183,9 @@ pub struct Event {
 /// An event to be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Telling {
-    /// For [`Desk::told`].
+    /// For `Desk::told`.
     pub command: CommandKey,
-    /// For [`Desk::told`].
+    /// For `Desk::told`.
     pub place: usize,
     /// The delivery that it answers.
     pub ticket: Ticket,
@@ -198,7 +198,7 @@ pub struct Telling {
 /// A command to be copied to the dead-letter queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parking {
-    /// For [`Desk::parked`].
+    /// For `Desk::parked`.
     pub command: CommandKey,
     /// The delivery to be copied.
     pub ticket: Ticket,

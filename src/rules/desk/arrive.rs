@@ -30,7 +30,6 @@ impl Desk {
             return;
         };
         let id = (lane, command.envelope.command_id.clone());
-        let mut repeats = HashSet::new();
         for other_key in self.by_id.get(&id).cloned().unwrap_or_default() {
             let Some(other) = self.commands.get_mut(&other_key) else {
                 continue;
@@ -50,7 +49,6 @@ impl Desk {
                 self.tell_decided([other_key].into_iter());
                 return;
             }
-            repeats.extend(other.repeated_by(&command));
         }
         let key = CommandKey(self.number());
         let mut since = now.wall;
@@ -100,7 +98,7 @@ impl Desk {
                 since,
                 redelivered,
                 claimed: false,
-                repeats,
+                repeats: BTreeSet::new(),
                 undelivered: BTreeSet::new(),
                 unconfirmed: entries.len(),
                 entries,
@@ -145,7 +143,7 @@ impl Desk {
                 since: now.wall,
                 redelivered: false,
                 claimed: true,
-                repeats: HashSet::new(),
+                repeats: BTreeSet::new(),
                 undelivered: BTreeSet::new(),
                 unconfirmed: entries.len(),
                 entries,
@@ -296,11 +294,37 @@ impl Desk {
         let followed: Vec<(OrderKey, usize, Told)> = command
             .open_entries()
             .filter_map(|(order, place)| {
-                let told = (*decided.get(&*command.entries[place].0)?).clone();
+                let told = decided.get(&*command.entries[place].0)?;
                 let replayed = true;
-                Some((order, place, Told { replayed, ..told }))
+                Some((
+                    order,
+                    place,
+                    Told {
+                        replayed,
+                        ..(*told).clone()
+                    },
+                ))
             })
             .collect();
+        // Of an order for which the first waits as well, it will tell; this one says it again.
+        let waiting: HashSet<&str> = self
+            .same_id(command)
+            .filter(|other| other.fingerprint == command.fingerprint)
+            .take_while(|other| !std::ptr::eq(*other, command))
+            .flat_map(|other| &other.entries)
+            .filter_map(|(shown, stage)| matches!(stage, Stage::Open(_)).then_some(&**shown))
+            .collect();
+        let repeats: BTreeSet<usize> = command
+            .open_entries()
+            .filter_map(|(_, place)| {
+                waiting
+                    .contains(&*command.entries[place].0)
+                    .then_some(place)
+            })
+            .collect();
+        if let Some(command) = self.commands.get_mut(&key) {
+            command.repeats = repeats;
+        }
         for (order, place, told) in followed {
             self.detach(order, key, place);
             self.draft_result(key, place, &told);

@@ -1,12 +1,12 @@
 //! Commands and orders in hand.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::action::{CommandKey, LaneId, OrderRow, OrderState, Ticket};
-use crate::rules::admit::{Command, Envelope, Fingerprint};
+use crate::rules::admit::{Envelope, Fingerprint};
 use crate::rules::lane::OrderKey;
 use crate::rules::next::{self, Tries};
 use crate::rules::order::{CommandId, Ending, OrderNo, Outcome, Reason, ReasonCode};
@@ -56,9 +56,9 @@ pub(super) struct Open {
     /// The ledger told what is recorded of it. Before, nothing is decided for it: it may be a
     /// finished command that is to be told again, or its id may have been used.
     pub(super) claimed: bool,
-    /// Entries for which the same command, in hand already, waits as well: these events say again
+    /// Entries for which the same command, in hand before, waits as well: these events say again
     /// what that one's say.
-    pub(super) repeats: HashSet<usize>,
+    pub(super) repeats: BTreeSet<usize>,
     pub(super) entries: Vec<(Arc<str>, Stage)>,
     /// Entries (or, without one, the dead-letter copy) that no queue took so far.
     pub(super) undelivered: BTreeSet<Option<usize>>,
@@ -158,16 +158,6 @@ impl Order {
     }
 }
 
-impl Stage {
-    /// What is told is not durable yet, so who joins now is told the same.
-    pub(super) fn can_be_joined(&self) -> bool {
-        match self {
-            Self::Open(_) | Self::Recording(_) => true,
-            Self::Decided(_) | Self::Telling(_) | Self::Untold(_) | Self::Confirmed => false,
-        }
-    }
-}
-
 impl Open {
     /// Its id, where it is one of an account.
     pub(super) fn id(&self) -> Option<(LaneId, CommandId)> {
@@ -176,17 +166,6 @@ impl Open {
 
     pub(super) fn is_late(&self, now: Now) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= now.wall)
-    }
-
-    /// The places of the same command come again for which this one waits, too.
-    pub(super) fn repeated_by(&self, again: &Command) -> HashSet<usize> {
-        let joinable = self.entries.iter().filter(|(_, s)| s.can_be_joined());
-        let joinable: HashSet<&str> = joinable.map(|(shown, _)| &**shown).collect();
-        let places = again.entries.iter().enumerate();
-        places
-            .filter(|(_, entry)| joinable.contains(entry.shown()))
-            .map(|(place, _)| place)
-            .collect()
     }
 
     pub(super) fn open_entries(&self) -> impl Iterator<Item = (OrderKey, usize)> {
