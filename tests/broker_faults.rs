@@ -746,7 +746,11 @@ async fn two_signals_in_one_instant_end_the_worker() {
 
 /// A gateway that carries out a cancel and never answers it.
 async fn hanging_scene() -> Scene {
-    let scene = Scene::fresh().await.set("WDT_API__TIMEOUT", "60s");
+    let scene = Scene::fresh()
+        .await
+        .set("WDT_API__TIMEOUT", "60s")
+        // A call for each order of a test, whether or not they share one.
+        .set("WDT_API__CONCURRENCY", 4);
     scene
         .orders
         .afterwards(|call| call.is_cancel().then_some(Answer::Hang));
