@@ -362,6 +362,26 @@ async fn a_commands_queue_that_is_deleted_is_declared_anew_and_consumed() {
     assert_eq!(lines(&worker, LOST).len(), 1, "{}", worker.log());
 }
 
+/// Takes a minute: the worker looks twice, half a minute apart, before it believes it.
+#[tokio::test]
+async fn a_consumer_that_the_broker_has_forgotten_is_replaced() {
+    let scene = Scene::fresh().await;
+    let amqp = scene.amqp().await;
+    let mut results = amqp.results().await;
+    let worker = scene.worker().await;
+    let consumer = scene.consumer().await;
+    assert_eq!(scene.vhost.forget_consumers(COMMANDS).await, 1);
+    let load = Load::new(&scene.orders, "QC", 10);
+    load.send(&amqp).await;
+    scene.vhost.queue_holds(SOON, COMMANDS, 10, 0).await;
+    load.is_told(&mut results, LATER).await;
+    assert_eq!(scene.consumer().await.prefetch, consumer.prefetch);
+    scene.each_was_sent_once(&load);
+    let told = lines(&worker, LOST);
+    assert_eq!(told.len(), 1, "{told:#?}");
+    assert!(told[0].contains("silent"), "{told:#?}");
+}
+
 #[tokio::test]
 async fn without_declare_a_deleted_queue_is_waited_for() {
     let scene = Scene::fresh().await.set("WDT_AMQP__DECLARE", false);
@@ -746,7 +766,11 @@ async fn two_signals_in_one_instant_end_the_worker() {
 
 /// A gateway that carries out a cancel and never answers it.
 async fn hanging_scene() -> Scene {
-    let scene = Scene::fresh().await.set("WDT_API__TIMEOUT", "60s");
+    let scene = Scene::fresh()
+        .await
+        .set("WDT_API__TIMEOUT", "60s")
+        // A call for each order of a test, whether or not they share one.
+        .set("WDT_API__CONCURRENCY", 4);
     scene
         .orders
         .afterwards(|call| call.is_cancel().then_some(Answer::Hang));

@@ -26,7 +26,7 @@ use tracing::{error, info, warn};
 use super::answer::{self, Outlet, Publication, Settlement};
 use super::intake::{Inlet, Tickets};
 use super::reply::Courier;
-use super::session::{Progress, SessionError};
+use super::session::{Mark, Progress, SessionError};
 use super::topology;
 use super::{BrokerEvent, Deliveries, Settings};
 use crate::rules::delay::Delays;
@@ -442,16 +442,19 @@ struct Watching<'a> {
 
 impl Watching<'_> {
     /// Looks at the queue now and then: a consumer can be cancelled without a word.
+    ///
+    /// One look proves nothing: the broker may have counted before it took a subscription that was
+    /// made meanwhile, and a message may be on its way. So two in a row must find the same consumer
+    /// idle, with nothing delivered in between.
     async fn look(&self) -> Result<Infallible, SessionError> {
         let channel = self.publishing.create_channel().await?;
-        let mut before: Option<u64> = None;
+        let mut suspect: Option<Mark> = None;
         loop {
+            let mark = self.progress.mark();
             let passive = QueueDeclareOptions {
                 passive: true,
                 ..QueueDeclareOptions::default()
             };
-            // Before the look, too: a consumer that came about meanwhile is not in its answer.
-            let consumed = self.progress.is_consuming();
             let look = channel.queue_declare(
                 self.settings.queue.as_str().into(),
                 passive,
@@ -466,14 +469,12 @@ impl Watching<'_> {
                 Err(_) => return Err(SessionError::Network("the broker does not answer".into())),
             };
             self.progress.looked(queue.message_count().into());
-            let delivered = self.progress.deliveries();
-            let idle =
-                consumed && self.progress.is_consuming() && self.deliveries.lock().is_empty();
-            let silent = idle && queue.message_count() > 0 && before == Some(delivered);
-            if silent || (idle && queue.consumer_count() == 0) {
+            let is_odd = queue.message_count() > 0 || queue.consumer_count() == 0;
+            let now = mark.filter(|_| is_odd && self.deliveries.lock().is_empty());
+            if now.is_some() && now == suspect {
                 return Err(SessionError::Silent);
             }
-            before = Some(delivered);
+            suspect = now;
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }

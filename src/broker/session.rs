@@ -90,13 +90,25 @@ impl SessionError {
 #[derive(Debug, Default)]
 pub struct Progress {
     consuming: AtomicBool,
+    subscriptions: AtomicU64,
     delivered: AtomicU64,
     blocked: Mutex<Option<String>>,
     ready: AtomicU64,
 }
 
+/// Where a consumer stands: two that are equal are of one subscription, and nothing was delivered
+/// in between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mark {
+    subscription: u64,
+    delivered: u64,
+}
+
 impl Progress {
     pub(super) fn subscribed(&self, consuming: bool) {
+        if consuming {
+            self.subscriptions.fetch_add(1, Ordering::Relaxed);
+        }
         self.consuming.store(consuming, Ordering::Relaxed);
     }
 
@@ -109,9 +121,12 @@ impl Progress {
         self.consuming.load(Ordering::Relaxed)
     }
 
-    /// Deliveries so far.
-    pub fn deliveries(&self) -> u64 {
-        self.delivered.load(Ordering::Relaxed)
+    /// Where the consumer stands, while there is one.
+    pub(super) fn mark(&self) -> Option<Mark> {
+        self.is_consuming().then(|| Mark {
+            subscription: self.subscriptions.load(Ordering::Relaxed),
+            delivered: self.delivered.load(Ordering::Relaxed),
+        })
     }
 
     /// Messages that waited in the queue at the last look.

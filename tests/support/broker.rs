@@ -476,6 +476,26 @@ impl Vhost {
             .await
     }
 
+    /// Makes a quorum queue forget its consumers without a word to them; tells how many.
+    pub async fn forget_consumers(&self, queue: &str) -> usize {
+        let forgotten: Vec<bool> = self
+            .inside
+            .ask(&format!(
+                r#"begin
+                    {{ok, Q}} = rabbit_amqqueue:lookup(
+                        rabbit_misc:r(<<"{}">>, queue, <<"{queue}">>)),
+                    [begin
+                        Cancel = rabbit_fifo:make_checkout(
+                            {{element(2, C), element(1, C)}}, cancel, #{{}}),
+                        {{ok, _, _}} = ra:process_command(amqqueue:get_pid(Q), Cancel), true
+                    end || C <- rabbit_amqqueue:consumers(Q)]
+                end"#,
+                self.name
+            ))
+            .await;
+        forgotten.len()
+    }
+
     /// How a queue was declared, if it exists.
     pub async fn declared_queue(&self, name: &str) -> Option<Declared> {
         self.inside
