@@ -1236,7 +1236,9 @@ async fn what_was_told_is_remembered(restart: Restart) {
     assert_eq!(told(&events[1]), cancelled("LATE"));
     assert!(!events.iter().any(replayed));
 
-    // Parked, sent again: just those orders. As an operator does it, from the copy.
+    // Parked, sent again: just those orders. As an operator does it, from the copy. (Until the last
+    // delivery is acknowledged, one more would join it and be told the same.)
+    stage.settled().await;
     let mut dead = stage.amqp.dead().await;
     let copies = dead.collect(2, SOON).await;
     let copy = copies
@@ -1248,6 +1250,7 @@ async fn what_was_told_is_remembered(restart: Restart) {
         .await;
     assert_eq!(told(&again[1]), ("BAD", "failed", "api_refused_call"));
     assert!(replayed(&again[0]) && !replayed(&again[1]));
+    stage.settled().await;
     *bad.lock().unwrap() = false;
     let mended = stage.told(&parked, 2).await;
     assert_eq!(told(&mended[0]), cancelled("QC3"));
@@ -1271,9 +1274,11 @@ async fn what_was_told_is_remembered(restart: Restart) {
     );
 
     // Unknown: looked up first. Still nothing to be seen: still unknown, and not sent again.
+    stage.settled().await;
     let still = stage.told(&ghost, 1).await;
     assert_eq!(told(&still[0]), ("GHOST", "unknown", "unconfirmed"));
     assert_eq!(ids(&still), ids(&first_ghost));
+    stage.settled().await;
     stage.orders.set("GHOST", 80);
     let found = stage.told(&ghost, 1).await;
     assert_eq!(told(&found[0]), cancelled("GHOST"));
