@@ -51,6 +51,10 @@ const RECONNECTS: Delays = Delays {
 const GOOD_SESSION: Duration = Duration::from_secs(30);
 /// Causes that are told of one outage at most, should they differ each time.
 const CAUSES_MAX: usize = 32;
+/// Between the last acknowledgement and the close. A quorum queue takes some 32 at a time from a
+/// channel, in milliseconds each; what it has not taken when the channel closes is given out again,
+/// though it was told. Nothing tells when it has taken them.
+const SETTLING: Duration = Duration::from_millis(500);
 /// A graceful close is not waited for longer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -321,6 +325,7 @@ impl Supervisor {
         let failed = tokio::select! {
             settled = answer::settle(&mut self.settlements, &deliveries) => match settled {
                 Ok(()) => {
+                    tokio::time::sleep(SETTLING).await;
                     session.close().await;
                     return Ok(());
                 }
