@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::admin::metrics::Metrics;
 use crate::admin::{Admin, Snapshot};
@@ -22,6 +22,7 @@ use crate::rules::delay::Delays;
 use crate::rules::desk::{AccountPolicy, Desk, Policy};
 use crate::rules::next::Retry;
 use crate::rules::order::AccountName;
+use crate::rules::poison::Gate;
 use crate::worker::{Clock, Rules, Stopped, Worker};
 
 /// Between tries of one order: a busy document is free again after seconds, a broken one is not
@@ -58,12 +59,20 @@ pub async fn run(
     let clients = clients(&config)?;
 
     let (done_tx, done) = unbounded_channel();
-    let (ledger, recent_calls) =
-        Ledger::open(path, names.clone(), config.ledger.retention, done_tx)?;
+    let opened = Ledger::open(path, names.clone(), config.ledger.retention, done_tx)?;
     let clock = Clock::start();
     let mut desk = Desk::new(policy(&config), &account_policies(&config), rng.fork());
-    for (lane, ago) in recent_calls {
+    for (lane, ago) in opened.recent_calls {
         desk.remember_call(lane, clock.now().mono, ago);
+    }
+
+    let deaths = opened.past.deaths;
+    let gate = Gate::new(opened.past);
+    if gate.is_careful() {
+        warn!(
+            deaths,
+            "the last runs died; commands that were in hand then are handled one at a time"
+        );
     }
 
     let metrics = Arc::new(Metrics::new());
@@ -81,12 +90,13 @@ pub async fn run(
     let (events_tx, events) = unbounded_channel();
     let worker = Worker {
         desk,
+        gate,
         rules: Rules {
             accounts: names,
             reply_to_allow: config.amqp.reply_to_allow.clone(),
         },
         clients,
-        ledger,
+        ledger: opened.ledger,
         done,
         link: Link::start(broker_settings(&config), events_tx, rng.fork()),
         events,

@@ -3,6 +3,7 @@
 //! The desk decides, the edges act, and this loop joins them. It reads what has happened, asks the
 //! desk what is to be done, and hands that to whoever does it; it never waits for one of them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,11 +24,12 @@ use crate::gateway::client::{Client, Ended};
 use crate::gateway::wire::ServerTime;
 use crate::ledger::{self, Done, Ledger, Sent};
 use crate::rules::admit::{self, House};
-use crate::rules::desk::{Action, CallId, Desk, Fate, LaneId, Note, Telling};
+use crate::rules::desk::{Action, CallId, Desk, Fate, LaneId, Note, Telling, Ticket};
 use crate::rules::judge::{CallEnd, CancelLists, FoundOrder};
 use crate::rules::lane::{Method, Turn};
 use crate::rules::order::{AccountName, CommandId, OrderNo, Outcome};
 use crate::rules::pattern::Pattern;
+use crate::rules::poison::{Gate, Manner, SURVIVED, Step, UNOPENED_MAX};
 use crate::rules::time::{Mono, Now};
 
 /// Deadlines, ages and held deliveries are looked at this often.
@@ -104,6 +106,8 @@ pub enum Stopped {
 pub struct Worker {
     /// Decides.
     pub desk: Desk,
+    /// Decides which deliveries are opened, after runs that died.
+    pub gate: Gate,
     /// What the settings say of commands.
     pub rules: Rules,
     /// One for each lane.
@@ -127,6 +131,10 @@ pub struct Worker {
 /// What the loop keeps for itself.
 struct Running {
     calls: JoinSet<CallDone>,
+    /// Deliveries that wait at the gate.
+    unopened: HashMap<Ticket, Delivered>,
+    /// This run counts as one that died, if it ends now.
+    counts: bool,
     unroutable_since: Option<Timestamp>,
 }
 
@@ -143,13 +151,17 @@ impl Worker {
     ) -> anyhow::Result<Stopped> {
         let mut running = Running {
             calls: JoinSet::new(),
+            unopened: HashMap::new(),
+            counts: true,
             unroutable_since: None,
         };
+        self.ledger.begin_run(self.clock.now().wall);
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut drain_ends: Option<Instant> = None;
         loop {
             let now = self.clock.now();
+            self.pass_gate(&mut running, now, drain_ends.is_some());
             for action in self.desk.turn(now) {
                 self.act(&mut running, now, action);
             }
@@ -181,10 +193,14 @@ impl Worker {
                     Ok(done) => self.answered(done),
                     Err(panic) => anyhow::bail!("a call's task failed: {panic}"),
                 },
-                error = self.link.failed() => return Err(error.into()),
+                error = self.link.failed() => {
+                    self.end_run(&mut running);
+                    self.close().await;
+                    return Err(error.into());
+                }
                 () = tokio::time::sleep_until(self.clock.instant(wake)) => {}
                 _ = sweep.tick() => {
-                    self.desk.sweep(self.clock.now());
+                    self.sweep(&mut running);
                     self.publish_snapshot(&mut running);
                 }
                 Ok(()) = stop.changed() => {
@@ -192,6 +208,7 @@ impl Worker {
                         return Ok(self.left(&running));
                     }
                     info!(drain = ?drain, "stopping: no new commands and calls, finishing what is in flight");
+                    self.end_run(&mut running);
                     drain_ends = Some(Instant::now() + drain);
                     self.desk.drain();
                 }
@@ -221,12 +238,66 @@ impl Worker {
         }
     }
 
+    // ---- the gate ----
+
+    fn pass_gate(&mut self, running: &mut Running, now: Now, is_draining: bool) {
+        let steps = if is_draining {
+            self.gate.give_back(now.mono, Duration::ZERO)
+        } else {
+            let desk = &self.desk;
+            let rest = |ticket| desk.rest_of(now.mono, ticket);
+            self.gate.turn(now.mono, rest, || desk.is_still(now.mono))
+        };
+        self.take_steps(running, now, steps);
+    }
+
+    fn take_steps(
+        &mut self,
+        running: &mut Running,
+        now: Now,
+        steps: impl IntoIterator<Item = Step>,
+    ) {
+        for step in steps {
+            match step {
+                Step::Open(ticket, manner) => {
+                    if let Some(delivered) = running.unopened.remove(&ticket) {
+                        self.open(now, &delivered, manner);
+                    }
+                }
+                Step::Mark(digest) => self.ledger.begin_trial(digest, now.wall),
+                Step::Over(digest, is_finished) => self.ledger.end_trial(digest, is_finished),
+                Step::Return(ticket) => {
+                    running.unopened.remove(&ticket);
+                    self.link.settle(Settlement::Return(ticket));
+                }
+            }
+        }
+    }
+
+    /// From here on, an end of the process is not the commands' fault.
+    fn end_run(&self, running: &mut Running) {
+        if std::mem::take(&mut running.counts) {
+            self.ledger.end_run();
+        }
+    }
+
+    fn sweep(&mut self, running: &mut Running) {
+        let now = self.clock.now();
+        self.desk.sweep(now);
+        let back = self.gate.give_back(now.mono, UNOPENED_MAX);
+        self.take_steps(running, now, back);
+        if running.counts && now.mono.0 >= SURVIVED {
+            self.end_run(running);
+            self.gate.survived();
+        }
+    }
+
     // ---- what has happened ----
 
     fn heard(&mut self, running: &mut Running, event: BrokerEvent) {
         let now = self.clock.now();
         match event {
-            BrokerEvent::Delivered(delivered) => self.arrived(now, *delivered),
+            BrokerEvent::Delivered(delivered) => self.arrived(running, now, *delivered),
             BrokerEvent::Told {
                 command,
                 place,
@@ -239,24 +310,61 @@ impl Worker {
                 self.note_fate(running, fate);
                 self.desk.parked(now.mono, command, fate);
             }
-            BrokerEvent::Lost => self.desk.session_lost(now.mono),
+            BrokerEvent::Lost => {
+                self.desk.session_lost(now.mono);
+                let steps = self.gate.session_lost();
+                self.take_steps(running, now, steps);
+                running.unopened.clear();
+            }
         }
     }
 
-    fn arrived(&mut self, now: Now, delivered: Delivered) {
+    fn arrived(&mut self, running: &mut Running, now: Now, delivered: Delivered) {
+        let (ticket, returns) = (delivered.ticket, delivered.returns);
+        let digest = || delivered.digest();
+        if self.gate.arrive(now.mono, ticket, returns, digest) {
+            self.open(now, &delivered, Manner::AsUsual);
+        } else {
+            running.unopened.insert(ticket, delivered);
+        }
+    }
+
+    fn open(&mut self, now: Now, delivered: &Delivered, manner: Manner) {
+        let (raw, properties) = match manner {
+            Manner::AsUsual | Manner::GiveUp => delivered.read(),
+            Manner::Bury => (Err("not read".into()), delivered.properties()),
+        };
         let fresh_id = || {
             let id = Uuid::new_v4().to_string();
             CommandId::new(&id).unwrap_or_else(|| unreachable!("a UUID has 36 characters"))
         };
-        let admission = admit::admit(delivered.raw, delivered.properties, fresh_id, &self.rules);
-        self.metrics.admitted(&admission);
-        self.desk
-            .arrive(now, delivered.ticket, delivered.redelivered, admission);
+        let admission = admit::admit(raw, properties, fresh_id, &self.rules);
+        let (ticket, redelivered) = (delivered.ticket, delivered.redelivered);
+        self.note_manner(manner, admission.envelope().command_id.as_str());
+        match manner {
+            Manner::AsUsual => {
+                self.metrics.admitted(&admission);
+                self.desk.arrive(now, ticket, redelivered, admission);
+            }
+            Manner::GiveUp => {
+                self.metrics.admitted(&admission);
+                self.desk.give_up(now, ticket, redelivered, admission);
+            }
+            Manner::Bury => {
+                let envelope = Arc::clone(admission.envelope());
+                self.desk.bury(now, ticket, envelope);
+            }
+        }
     }
 
     fn became_durable(&mut self, running: &mut Running, done: Done) {
         match done {
             Done::Claimed(claimed) => self.desk.claimed(self.clock.now(), claimed),
+            Done::TrialBegun => {
+                let now = self.clock.now();
+                let step = self.gate.marked(now.mono);
+                self.take_steps(running, now, step);
+            }
             Done::Sent(sent) => self.call(running, sent),
             Done::Recorded(id) => self.desk.recorded(id),
         }
@@ -328,6 +436,20 @@ impl Worker {
     }
 
     // ---- what people see ----
+
+    fn note_manner(&self, manner: Manner, command_id: &str) {
+        match manner {
+            Manner::AsUsual => {}
+            Manner::GiveUp => error!(
+                command_id,
+                "the worker died with this command again and again; it is told as it stands and goes to the dead-letter queue"
+            ),
+            Manner::Bury => error!(
+                command_id,
+                "the worker died even as it gave this command up; it goes to the dead-letter queue unread, and nothing is told"
+            ),
+        }
+    }
 
     fn note(&self, lane: LaneId, note: Note) {
         let account = self.desk.account(lane).as_str();

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use super::session::{Progress, SessionError};
-use super::{BrokerEvent, Delivered, Deliveries, Settings, wire};
+use super::{BrokerEvent, Delivered, Deliveries, Settings};
 use crate::rules::desk::{Intake, Ticket};
 
 /// Numbers deliveries over all sessions, so that no ticket of a lost one is taken for another's.
@@ -86,15 +86,10 @@ impl Inlet<'_> {
     fn hand_on(&mut self, delivery: lapin::message::Delivery) {
         self.tickets.0 += 1;
         let ticket = Ticket(self.tickets.0);
-        let (raw, properties) = wire::read(&delivery.data, &delivery.properties);
         self.progress.delivered();
-        let delivered = Delivered {
-            ticket,
-            redelivered: delivery.redelivered,
-            raw,
-            properties,
-        };
-        self.deliveries.lock().insert(ticket, Arc::new(delivery));
+        let delivery = Arc::new(delivery);
+        let delivered = Delivered::new(ticket, Arc::clone(&delivery));
+        self.deliveries.lock().insert(ticket, delivery);
         // Bounded by the prefetch: a delivery not yet acknowledged.
         drop(
             self.events

@@ -20,6 +20,7 @@ use lapin::message::Delivery;
 
 use crate::rules::admit::{RawCommand, RawProperties};
 use crate::rules::desk::{CommandKey, Fate, Ticket};
+use crate::rules::poison::{Digest, SUSPECT};
 
 /// What the broker's side needs to know.
 #[derive(Clone)]
@@ -63,17 +64,45 @@ pub enum BrokerEvent {
     Lost,
 }
 
-/// A command as it came, read but not yet believed.
+/// A command as it came, unread.
 #[derive(Debug)]
 pub struct Delivered {
     /// Its number, which no other delivery ever has.
     pub ticket: Ticket,
     /// The broker gave it to somebody before.
     pub redelivered: bool,
-    /// The body, or what is wrong with it.
-    pub raw: Result<RawCommand, String>,
-    /// The properties.
-    pub properties: RawProperties,
+    /// How often it came back, as the broker counts it (`x-delivery-count`). A queue that does not
+    /// count has given a redelivered one often enough to be suspected.
+    pub returns: u64,
+    delivery: Arc<Delivery>,
+}
+
+impl Delivered {
+    fn new(ticket: Ticket, delivery: Arc<Delivery>) -> Self {
+        let counted = wire::delivery_count(&delivery.properties);
+        let uncounted = if delivery.redelivered { SUSPECT } else { 0 };
+        Self {
+            ticket,
+            redelivered: delivery.redelivered,
+            returns: counted.unwrap_or(uncounted),
+            delivery,
+        }
+    }
+
+    /// The body, or what is wrong with it, and the properties.
+    pub fn read(&self) -> (Result<RawCommand, String>, RawProperties) {
+        wire::read(&self.delivery.data, &self.delivery.properties)
+    }
+
+    /// The properties alone.
+    pub fn properties(&self) -> RawProperties {
+        wire::read_properties(&self.delivery.properties)
+    }
+
+    /// By which it is known when it comes again in another run.
+    pub fn digest(&self) -> Digest {
+        wire::digest(&self.delivery.data, &self.delivery.properties)
+    }
 }
 
 /// The deliveries of the current session.

@@ -2,12 +2,14 @@
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use md5::{Digest as _, Md5};
 use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::rules::admit::{Envelope, RawCommand, RawProperties};
 use crate::rules::desk::{Event, Parking, Telling};
+use crate::rules::poison::Digest;
 use crate::rules::trace::{TraceParent, tracestate};
 
 /// Largest body of a command, in bytes (contract §2).
@@ -97,7 +99,8 @@ fn kind(value: &Value) -> String {
     }
 }
 
-fn read_properties(properties: &BasicProperties) -> RawProperties {
+/// Reads the properties alone.
+pub fn read_properties(properties: &BasicProperties) -> RawProperties {
     let text = |property: &Option<ShortString>| property.as_ref().map(|p| p.as_str().to_owned());
     let header = |name: &str| {
         let table = properties.headers().as_ref()?;
@@ -116,6 +119,35 @@ fn read_properties(properties: &BasicProperties) -> RawProperties {
         traceparent: header("traceparent"),
         tracestate: header("tracestate"),
     }
+}
+
+/// How often a quorum queue counts this message as having come back.
+pub fn delivery_count(properties: &BasicProperties) -> Option<u64> {
+    let headers = properties.headers().as_ref()?;
+    let count = match headers.inner().get("x-delivery-count")? {
+        AMQPValue::ShortShortInt(count) => i64::from(*count),
+        AMQPValue::ShortShortUInt(count) => i64::from(*count),
+        AMQPValue::ShortInt(count) => i64::from(*count),
+        AMQPValue::ShortUInt(count) => i64::from(*count),
+        AMQPValue::LongInt(count) => i64::from(*count),
+        AMQPValue::LongUInt(count) => i64::from(*count),
+        AMQPValue::LongLongInt(count) => *count,
+        _ => return None,
+    };
+    u64::try_from(count).ok()
+}
+
+/// Of a message's id and body, which stay the same however often it is given out.
+pub fn digest(body: &[u8], properties: &BasicProperties) -> Digest {
+    let id = properties
+        .message_id()
+        .as_ref()
+        .map_or("", |id| id.as_str());
+    let mut hash = Md5::new();
+    hash.update(u64::try_from(id.len()).unwrap_or(u64::MAX).to_be_bytes());
+    hash.update(id);
+    hash.update(body);
+    Digest(hash.finalize().into())
 }
 
 /// An event, ready to be published.

@@ -9,6 +9,7 @@
 //! durable. A write that fails is tried again until it succeeds or the worker stops; meanwhile
 //! nothing is sent and nothing is told, for both wait for their record.
 
+mod runs;
 mod sqlite;
 
 use std::path::Path;
@@ -23,6 +24,7 @@ use tracing::{error, info};
 
 use crate::rules::desk::{Claim, Claimed, LaneId, Record, RecordId, SendList};
 use crate::rules::order::AccountName;
+use crate::rules::poison::{Digest, Past};
 
 pub use sqlite::OpenError;
 use sqlite::Store;
@@ -60,6 +62,8 @@ pub enum Done {
     Sent(Sent),
     /// This record is durable.
     Recorded(RecordId),
+    /// The mark of a trial is durable.
+    TrialBegun,
 }
 
 /// How the ledger fares.
@@ -82,6 +86,21 @@ enum Request {
     Record(Record),
     /// A call that carries no orders counts against the minute all the same.
     Call(LaneId, Timestamp),
+    BeginRun(Timestamp),
+    EndRun,
+    BeginTrial(Digest, Timestamp),
+    EndTrial(Digest, bool),
+}
+
+/// A ledger that was opened, and what it tells of earlier runs.
+#[derive(Debug)]
+pub struct Opened {
+    /// The ledger.
+    pub ledger: Ledger,
+    /// The calls of the last minute and their ages, for they still count.
+    pub recent_calls: Vec<(LaneId, Duration)>,
+    /// Runs that died, and what they died with.
+    pub past: Past,
 }
 
 /// The embedded ledger of one worker.
@@ -106,8 +125,7 @@ pub struct Commits {
 
 impl Ledger {
     /// Opens or creates the ledger at `path` and starts its thread, which reports to `done`.
-    /// `accounts` are in the settings' order: a lane is a place in it. With it come the calls of
-    /// the last minute and their ages, for they still count.
+    /// `accounts` are in the settings' order: a lane is a place in it.
     ///
     /// # Errors
     /// When the file cannot be used, is another program's or a later version's, or is in use.
@@ -116,11 +134,12 @@ impl Ledger {
         accounts: Vec<AccountName>,
         retention: Duration,
         done: UnboundedSender<Done>,
-    ) -> Result<(Self, Vec<(LaneId, Duration)>), OpenError> {
-        let store = Store::open(path, accounts)?;
-        let recent_calls = store
-            .recent_calls(Timestamp::now(), CALLS_KEPT)
-            .map_err(|error| OpenError::store(path, error))?;
+    ) -> Result<Opened, OpenError> {
+        let mut store = Store::open(path, accounts)?;
+        let failed = |error| OpenError::store(path, error);
+        let now = Timestamp::now();
+        let recent_calls = store.recent_calls(now, CALLS_KEPT).map_err(failed)?;
+        let past = store.past(now).map_err(failed)?;
         let (requests, inbox) = channel();
         let (health_tx, health) = watch::channel(Health::Well);
         let (commits_tx, commits) = watch::channel(Commits::default());
@@ -143,7 +162,11 @@ impl Ledger {
             commits,
             thread,
         };
-        Ok((ledger, recent_calls))
+        Ok(Opened {
+            ledger,
+            recent_calls,
+            past,
+        })
     }
 
     /// Asks what is known; [`Done::Claimed`] answers.
@@ -164,6 +187,26 @@ impl Ledger {
     /// Notes a call without orders; nothing answers.
     pub fn note_call(&self, lane: LaneId, at: Timestamp) {
         self.request(Request::Call(lane, at));
+    }
+
+    /// Notes that this run takes commands from `at` on; nothing answers.
+    pub fn begin_run(&self, at: Timestamp) {
+        self.request(Request::BeginRun(at));
+    }
+
+    /// Notes that this run did not die; nothing answers.
+    pub fn end_run(&self) {
+        self.request(Request::EndRun);
+    }
+
+    /// Records that a command is put on trial; [`Done::TrialBegun`] answers.
+    pub fn begin_trial(&self, command: Digest, at: Timestamp) {
+        self.request(Request::BeginTrial(command, at));
+    }
+
+    /// Notes that its trial is over, and whether the command is finished; nothing answers.
+    pub fn end_trial(&self, command: Digest, is_finished: bool) {
+        self.request(Request::EndTrial(command, is_finished));
     }
 
     fn request(&self, request: Request) {
@@ -252,7 +295,12 @@ impl Keeper {
             match request {
                 Request::Send(list, _) => self.report(Some(Done::Sent(Sent(list)))),
                 Request::Record(record) => self.report(Some(Done::Recorded(record.id))),
-                Request::Call(..) | Request::Claim(_) => {}
+                Request::BeginTrial(..) => self.report(Some(Done::TrialBegun)),
+                Request::Call(..)
+                | Request::Claim(_)
+                | Request::BeginRun(_)
+                | Request::EndRun
+                | Request::EndTrial(..) => {}
             }
         }
     }
@@ -307,6 +355,12 @@ fn write(store: &mut Store, writes: &[Request]) -> rusqlite::Result<()> {
             Request::Send(list, at) => transaction.send(list, *at)?,
             Request::Record(record) => transaction.record(record)?,
             Request::Call(lane, at) => transaction.call(*lane, *at)?,
+            Request::BeginRun(at) => transaction.begin_run(*at)?,
+            Request::EndRun => transaction.end_run()?,
+            Request::BeginTrial(command, at) => transaction.begin_trial(*command, *at)?,
+            Request::EndTrial(command, is_finished) => {
+                transaction.end_trial(*command, *is_finished)?;
+            }
             Request::Claim(_) => {}
         }
     }

@@ -109,7 +109,7 @@ pub enum OpenError {
 
 /// An open ledger.
 pub(super) struct Store {
-    connection: Connection,
+    pub(super) connection: Connection,
     accounts: Vec<AccountName>,
     lanes: HashMap<AccountName, LaneId>,
     /// Held as long as the ledger is open; the system lets go of it even if the worker is killed.
@@ -248,7 +248,7 @@ impl Store {
 
 /// A group being written: durable as a whole, or not at all.
 pub(super) struct Writing<'a> {
-    transaction: Transaction<'a>,
+    pub(super) transaction: Transaction<'a>,
     accounts: &'a [AccountName],
 }
 
@@ -392,6 +392,7 @@ fn prepare(connection: &Connection, is_new: bool) -> rusqlite::Result<()> {
             "BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         ))?;
     }
+    connection.execute_batch("CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, began_at INTEGER NOT NULL, ended INTEGER NOT NULL); CREATE TABLE IF NOT EXISTS trials (command BLOB PRIMARY KEY, died INTEGER NOT NULL, is_on INTEGER NOT NULL, changed_at INTEGER NOT NULL);")?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(())
 }

@@ -142,6 +142,16 @@ pub enum Admission {
     Rejected(Rejection),
 }
 
+impl Admission {
+    /// What its events repeat.
+    pub fn envelope(&self) -> &Arc<Envelope> {
+        match self {
+            Self::Accepted(command) => &command.envelope,
+            Self::Rejected(rejection) => &rejection.envelope,
+        }
+    }
+}
+
 /// What the settings say of commands.
 pub trait House {
     /// The names of the accounts.

@@ -477,6 +477,11 @@ impl Lane {
         matches!(self.health, Health::Down { .. })
     }
 
+    /// No order of it can be sent at present.
+    pub fn is_blocked(&self, now: Mono) -> bool {
+        self.health != Health::Well || now < self.quiet_until
+    }
+
     /// For operators.
     pub fn report(&self, now: Mono) -> LaneReport {
         let halves: usize = self.halves.iter().map(Vec::len).sum();

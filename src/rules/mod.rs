@@ -12,6 +12,7 @@ pub mod next;
 pub mod order;
 pub mod pace;
 pub mod pattern;
+pub mod poison;
 pub mod policy;
 pub mod time;
 pub mod trace;

@@ -104,6 +104,7 @@ impl Desk {
                 entries,
                 park: Park::NotNeeded,
                 unreadable: false,
+                given_up: false,
             },
         );
         self.by_id.entry(id).or_default().push(key);
@@ -153,6 +154,7 @@ impl Desk {
                     Park::NotNeeded
                 },
                 unreadable,
+                given_up: false,
             },
         );
         self.tell_decided([key].into_iter());
@@ -204,6 +206,7 @@ impl Desk {
             self.age(order, row.as_ref());
             self.place(now, order, row);
         }
+        self.end_given_up(now, key);
         self.tell_decided([key].into_iter());
     }
 

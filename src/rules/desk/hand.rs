@@ -10,6 +10,7 @@ use crate::rules::admit::{Envelope, Fingerprint};
 use crate::rules::lane::OrderKey;
 use crate::rules::next::{self, Tries};
 use crate::rules::order::{CommandId, Ending, OrderNo, Outcome, Reason, ReasonCode};
+use crate::rules::poison::TRIALS;
 use crate::rules::time::{Mono, Now};
 
 /// An entry of a command in hand.
@@ -67,6 +68,8 @@ pub(super) struct Open {
     pub(super) park: Park,
     /// It cannot be read as a list of orders: its one event tells of the command as a whole.
     pub(super) unreadable: bool,
+    /// The worker dies with it: nothing is sent for it any more.
+    pub(super) given_up: bool,
 }
 
 /// Whether the command is copied to the dead-letter queue.
@@ -147,6 +150,16 @@ impl Order {
         let message = "the command's deadline passed before the order could be sent";
         let reason = Reason::new(ReasonCode::DeadlinePassed, message);
         next::as_it_stands(&self.tries, reason, "the command's deadline passed")
+    }
+
+    /// How it ends for a command with which the worker dies.
+    pub(super) fn given_up(&self) -> Ending {
+        let message = format!(
+            "the worker died {TRIALS} times while it handled this command, and tries no more"
+        );
+        let reason = Reason::new(ReasonCode::ApiUnavailable, message);
+        let why_not = "the worker died each time it handled this command";
+        next::as_it_stands(&self.tries, reason, why_not)
     }
 
     /// How it ends for a command that is too old.

@@ -26,6 +26,7 @@ mod action;
 mod arrive;
 mod calls;
 mod hand;
+mod poison;
 mod record;
 mod sweep;
 mod telling;

@@ -15,12 +15,13 @@ impl Desk {
         for (key, command) in &self.commands {
             let too_old = later(command.since, self.policy.max_age) <= now.wall;
             let held = now.mono.since(command.arrived) >= self.policy.hold;
-            if command.is_late(now) || too_old || held {
+            if command.is_late(now) || too_old || held || command.given_up {
                 overdue.push((*key, too_old, held));
             }
         }
         for (key, too_old, held) in overdue {
             self.end_overdue(now, key, too_old);
+            self.end_given_up(now, key);
             if held {
                 self.give_back(key);
             }

@@ -130,7 +130,9 @@ impl Desk {
             Park::Parking => {}
             Park::Needed => {
                 command.park = Park::Parking;
-                let why = if command.unreadable {
+                let why = if command.given_up {
+                    "poison"
+                } else if command.unreadable {
                     "unreadable"
                 } else {
                     "unsettled"
