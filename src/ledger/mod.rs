@@ -9,6 +9,7 @@
 //! durable. A write that fails is tried again until it succeeds or the worker stops; meanwhile
 //! nothing is sent and nothing is told, for both wait for their record.
 
+mod schema;
 mod sqlite;
 
 use std::path::Path;
