@@ -19,6 +19,7 @@ use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, FoundOrder, Reply};
 use wdt_cancel_worker::rules::lane::{Method, Turn};
 use wdt_cancel_worker::rules::next::Retry;
 use wdt_cancel_worker::rules::order::{AccountName, CommandId, Ending, OrderNo};
+use wdt_cancel_worker::rules::poison::Rest;
 use wdt_cancel_worker::rules::policy::Verify;
 use wdt_cancel_worker::rules::time::{Mono, Now, later};
 
@@ -102,6 +103,15 @@ fn desk(verify: Verify) -> Desk {
     Desk::new(policy, &[account], fastrand::Rng::with_seed(7))
 }
 
+fn admitted(id: &str, raw: Result<RawCommand, String>) -> Admission {
+    let properties = RawProperties {
+        message_id: Some(id.to_owned()),
+        ..RawProperties::default()
+    };
+    let shop = Shop(AccountName::new("default").unwrap());
+    admit::admit(raw, properties, || CommandId::new("fresh").unwrap(), &shop)
+}
+
 impl Bench {
     fn new() -> Self {
         Self::with(Verify::InDoubt)
@@ -162,19 +172,25 @@ impl Bench {
     }
 
     fn arrive_raw(&mut self, id: &str, raw: Result<RawCommand, String>, redelivered: bool) {
-        let properties = RawProperties {
-            message_id: Some(id.to_owned()),
-            ..RawProperties::default()
-        };
-        let admission: Admission = admit::admit(
-            raw,
-            properties,
-            || CommandId::new("fresh").unwrap(),
-            &Shop(AccountName::new("default").unwrap()),
-        );
-        self.last_ticket += 1;
-        let ticket = Ticket(self.last_ticket);
+        let admission = admitted(id, raw);
+        let ticket = self.next_ticket();
         self.desk.arrive(self.now, ticket, redelivered, admission);
+    }
+
+    /// It comes again, and the worker has died with it too often.
+    fn give_up(&mut self, sent: &Sent) {
+        let raw = RawCommand {
+            order_no_list: sent.orders.clone(),
+            ..RawCommand::default()
+        };
+        let admission = admitted(sent.id, Ok(raw));
+        let ticket = self.next_ticket();
+        self.desk.give_up(self.now, ticket, true, admission);
+    }
+
+    fn next_ticket(&mut self) -> Ticket {
+        self.last_ticket += 1;
+        Ticket(self.last_ticket)
     }
 
     /// Carries out all there is to do, and tells it.
@@ -1494,4 +1510,106 @@ fn a_twin_says_what_the_first_says() {
         bench.pass(10),
         ["tell c1/A unconfirmed", "park c1 unsettled", "ack 1"]
     );
+}
+
+#[test]
+fn a_command_that_is_given_up_is_told_as_it_stands_and_parked_and_nothing_is_sent_for_it() {
+    let mut bench = Bench::new();
+    let sent = command("c1", &["A"]);
+    bench.deliver(&sent);
+    assert_eq!(bench.go(), ["claim c1 [A]", "send [A]"]);
+    // A was sent before the worker died, B never.
+    bench.crash();
+    bench.give_up(&command("c1", &["A", "B"]));
+    assert_eq!(
+        bench.go(),
+        [
+            "claim c1 [A B]",
+            "record [A=unconfirmed c1/A=unconfirmed c1/B=api_unavailable]",
+            "tell c1/A unconfirmed",
+            "tell c1/B api_unavailable",
+            "park c1 poison",
+            "ack 2",
+        ]
+    );
+    assert!(bench.desk.is_still(bench.now.mono));
+}
+
+#[test]
+fn a_command_that_is_given_up_but_finished_is_only_told_again() {
+    let mut bench = Bench::new();
+    let sent = command("c1", &["A"]);
+    bench.deliver(&sent);
+    let _ = bench.go();
+    let _ = bench.cancel_ends(&cancelled(&["A"]));
+    bench.crash();
+    bench.give_up(&sent);
+    let told = ["claim c1 [A]", "tell c1/A cancelled again", "ack 2"];
+    assert_eq!(bench.go(), told);
+}
+
+#[test]
+fn an_order_of_a_command_that_is_given_up_goes_on_for_others() {
+    let mut bench = Bench::new();
+    bench.deliver(&command("c2", &["A"]));
+    bench.give_up(&command("c1", &["A"]));
+    // It joined before either was known; the other one's claim brings the order in.
+    assert_eq!(
+        bench.go(),
+        [
+            "claim c2 [A]",
+            "claim c1 []",
+            "record [c1/A=api_unavailable]",
+            "send [A]",
+            "tell c1/A api_unavailable",
+            "park c1 poison",
+            "ack 2"
+        ]
+    );
+    let told = [
+        "record [A=cancelled c2/A=cancelled]",
+        "tell c2/A cancelled",
+        "ack 1",
+    ];
+    assert_eq!(bench.cancel_ends(&cancelled(&["A"])), told);
+}
+
+#[test]
+fn a_command_is_still_when_only_time_or_somebody_else_can_move_it() {
+    let mut bench = Bench::new();
+    bench.deliver(&command("c1", &["A"]));
+    let rest = |bench: &Bench| bench.desk.rest_of(bench.now.mono, Ticket(1));
+    assert_eq!(rest(&bench), Rest::Moving);
+    assert_eq!(bench.go(), ["claim c1 [A]", "send [A]"]);
+    assert_eq!(rest(&bench), Rest::Moving);
+    let throttled = CallEnd::Throttled { retry_after: None };
+    assert_eq!(bench.cancel_ends(&throttled), ["note cools 60s"]);
+    assert_eq!(rest(&bench), Rest::Resting);
+    assert!(bench.desk.is_still(bench.now.mono));
+    assert_eq!(bench.pass(60), ["send [A]"]);
+    assert_eq!(rest(&bench), Rest::Moving);
+    bench.fates = [Fate::Unroutable].into();
+    let _ = bench.cancel_ends(&cancelled(&["A"]));
+    assert_eq!(rest(&bench), Rest::Resting, "it waits for a queue");
+    assert_eq!(bench.pass(10), ["tell c1/A cancelled", "ack 1"]);
+    assert_eq!(rest(&bench), Rest::Gone);
+}
+
+#[test]
+fn a_command_that_is_buried_is_parked_and_not_told() {
+    let mut bench = Bench::new();
+    let sent = admitted("c1", Err("not read".into()));
+    let ticket = bench.next_ticket();
+    bench.fates = [Fate::Unroutable].into();
+    bench.desk.bury(bench.now, ticket, sent.envelope().clone());
+    assert_eq!(bench.go(), ["park c1 poison"]);
+    assert_eq!(bench.pass(10), ["park c1 poison", "ack 1"]);
+    // What the broker lost comes again, and is decided anew.
+    let ticket = bench.next_ticket();
+    bench.keeps = |action| matches!(action, Action::Park(_));
+    bench.desk.bury(bench.now, ticket, sent.envelope().clone());
+    assert_eq!(bench.go(), ["park c1 poison"]);
+    bench.desk.session_lost(bench.now.mono);
+    assert_eq!(bench.release(), [""; 0]);
+    assert!(bench.desk.is_idle());
 }

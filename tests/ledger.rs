@@ -296,15 +296,83 @@ async fn a_file_that_is_no_ledger_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_ledger_of_an_earlier_version_opens_and_keeps_all_its_states() {
+    let scene = Scene::fresh()
+        .await
+        .set("WDT_LEDGER__RETENTION", "3650d")
+        .set("WDT_API__MAX_ORDERS_PER_CALL", 1);
+    scene.orders.set("QC-SHIPPED", 70);
+    scene.orders.set("QC-SENT", 80);
+    // Written by the version that had schema 1: three orders of `cmd-old` that ended as cancelled,
+    // refused and unknown, and one of `cmd-sent` in whose call the worker was killed.
+    let path = ledger_of(&scene);
+    let fixture =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ledger-schema-1.sqlite");
+    std::fs::copy(fixture, &path).unwrap();
+    let file = write(&path);
+    assert_eq!(version_of(&file), 1);
+    file.execute_batch(
+        "INSERT INTO orders (account, order_no, state, attempts, spent, since, changed_at)
+         VALUES ('default', 'QC-WAITING', 0, 0, 0, 1795504510000, 1795504510000)",
+    )
+    .unwrap();
+    drop(file);
+    let amqp = scene.amqp().await;
+    let mut results = amqp.results().await;
+    let newest = newest_schema(&scene).await;
+    let mut worker = scene.worker().await;
+    let file = read(&path);
+    assert_eq!(version_of(&file), newest);
+    assert_eq!(count(&file, "orders", "true"), 5);
+    assert_eq!(count(&file, "results", "command_id = 'cmd-old'"), 3);
+
+    // What was settled is told from the record; what was not is looked up first.
+    let old = Command::orders(["QC-DONE", "QC-SHIPPED", "QC-LOST"]).id("cmd-old");
+    let events = told(&amqp, &mut results, &old, 3).await;
+    let replayed: Vec<_> = events.iter().map(|e| e.body["replayed"] == true).collect();
+    assert_eq!(
+        (outcomes(&events), replayed),
+        (
+            [
+                "QC-DONE cancelled",
+                "QC-SHIPPED refused",
+                "QC-LOST cancelled"
+            ]
+            .map(Into::into)
+            .to_vec(),
+            vec![true, true, false]
+        )
+    );
+    let sent = Command::orders(["QC-SENT"]).id("cmd-sent");
+    let events = told(&amqp, &mut results, &sent, 1).await;
+    assert_eq!(outcomes(&events), ["QC-SENT cancelled"]);
+    let waiting = Command::orders(["QC-WAITING"]).id("cmd-waiting");
+    let events = told(&amqp, &mut results, &waiting, 1).await;
+    assert_eq!(outcomes(&events), ["QC-WAITING cancelled"]);
+    for (order, looked_up, sent) in [
+        ("QC-DONE", 0, 0),
+        ("QC-SHIPPED", 0, 0),
+        ("QC-LOST", 1, 1),
+        ("QC-SENT", 1, 0),
+        ("QC-WAITING", 0, 1),
+    ] {
+        let seen = (
+            scene.orders.times_looked_up(order),
+            scene.orders.times_sent(order),
+        );
+        assert_eq!(seen, (looked_up, sent), "{order}");
+    }
+    assert_eq!(worker.terminate(SOON).await, 0);
+}
+
+#[tokio::test]
 async fn a_ledger_of_a_later_version_is_left_alone() {
     let scene = Scene::fresh().await;
     let mut worker = scene.worker().await;
     assert_eq!(worker.terminate(SOON).await, 0);
     let path = ledger_of(&scene);
     let ledger = write(&path);
-    let version: i32 = ledger
-        .query_row("PRAGMA user_version", [], |row| row.get(0))
-        .unwrap();
+    let version = version_of(&ledger);
     ledger
         .pragma_update(None, "user_version", version + 1)
         .unwrap();
@@ -461,6 +529,22 @@ fn read(path: &Path) -> Connection {
 /// A connection to a ledger that no worker has open.
 fn write(path: &Path) -> Connection {
     Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap()
+}
+
+fn version_of(ledger: &Connection) -> i32 {
+    ledger
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .unwrap()
+}
+
+/// The schema of a ledger that this version has just made.
+async fn newest_schema(scene: &Scene) -> i32 {
+    let path = scene.setup.dir().join("new");
+    let setup = scene.setup.with("WDT_LEDGER__URL", path.display());
+    let mut worker = setup.start();
+    worker.wait_ready(LATER).await;
+    assert_eq!(worker.terminate(SOON).await, 0);
+    version_of(&read(&path))
 }
 
 fn count(ledger: &Connection, table: &str, condition: &str) -> i64 {

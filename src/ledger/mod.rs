@@ -10,6 +10,7 @@
 //! nothing is sent and nothing is told, for both wait for their record.
 
 mod runs;
+mod schema;
 mod sqlite;
 
 use std::path::Path;

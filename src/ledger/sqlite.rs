@@ -13,58 +13,18 @@ use jiff::Timestamp;
 use md5::{Digest as _, Md5};
 use rusqlite::{Connection, ErrorCode, MAIN_DB, OptionalExtension as _, Row, Transaction, params};
 
+use super::schema::{self, APPLICATION_ID};
 use crate::rules::admit::Fingerprint;
 use crate::rules::desk::{
     Claim, Claimed, LaneId, OrderRow, OrderState, Record, ResultRow, SendList,
 };
 use crate::rules::order::{AccountName, CommandId, Ending, OrderNo, Reason, ReasonCode};
 
-/// `PRAGMA application_id` of a ledger, "wdtl": another program's file is never touched.
-const APPLICATION_ID: i32 = 0x7764_746c;
-/// `PRAGMA user_version`: the schema of this version.
-const SCHEMA_VERSION: i32 = 1;
 /// Pages kept in memory, in KiB.
 const CACHE_KIB: i32 = 16 * 1024;
 /// Pages in the log before they are moved into the file. More of them write faster and pause
 /// longer; with these the longest commit measured was 20 ms.
 const WAL_PAGES: i32 = 1000;
-
-/// Rows lie in the order of their arrival, so that writing touches the end of the file and
-/// forgetting its beginning. Orders are found by their number, which rises with time; commands by a
-/// hash of their id, which is a UUID more often than not: eight bytes keep its index small, and the
-/// row's own text decides.
-const SCHEMA: &str = "
-CREATE TABLE orders (
-    id         INTEGER PRIMARY KEY,
-    account    TEXT NOT NULL,
-    order_no   TEXT NOT NULL,
-    state      INTEGER NOT NULL,  -- 0 waiting, 1 sent without a recorded answer, 2 ended
-    attempts   INTEGER NOT NULL,
-    spent      INTEGER NOT NULL,
-    since      INTEGER NOT NULL,  -- ms since 1970, like every time here
-    code       TEXT,              -- the reason's code; null where ended as cancelled
-    message    TEXT,
-    changed_at INTEGER NOT NULL
-);
-CREATE UNIQUE INDEX orders_by_number ON orders (order_no, account);
-CREATE TABLE results (
-    id          INTEGER PRIMARY KEY,
-    command_key INTEGER NOT NULL, -- of account and command_id
-    account     TEXT NOT NULL,
-    command_id  TEXT NOT NULL,
-    order_no    TEXT NOT NULL,
-    fingerprint BLOB NOT NULL,    -- of the command's orders
-    code        TEXT,
-    message     TEXT,
-    attempts    INTEGER NOT NULL,
-    occurred_at INTEGER NOT NULL
-);
-CREATE INDEX results_by_command ON results (command_key, order_no);
-CREATE TABLE calls (
-    account  TEXT NOT NULL,
-    began_at INTEGER NOT NULL
-);
-";
 
 /// Why a ledger cannot be opened. Each says what would do.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +47,7 @@ pub enum OpenError {
     #[error("{} is not a ledger of this worker; name another file in ledger.url", .0.display())]
     Foreign(PathBuf),
     /// A later version wrote it.
-    #[error("the ledger {} has schema {found}, this version knows {SCHEMA_VERSION}; start the version that wrote it", path.display())]
+    #[error("the ledger {} has schema {found}, this version knows {}; start the version that wrote it", path.display(), schema::VERSION)]
     Newer {
         /// The file.
         path: PathBuf,
@@ -119,13 +79,13 @@ pub(super) struct Store {
 impl Store {
     pub(super) fn open(path: &Path, accounts: Vec<AccountName>) -> Result<Self, OpenError> {
         let lock = lock(path)?;
-        let (connection, [application_id, found, tables]) =
+        let (mut connection, [application_id, found, tables]) =
             look(path).map_err(|error| OpenError::store(path, error))?;
         let is_new = application_id == 0 && found == 0 && tables == 0;
-        if !is_new && application_id != APPLICATION_ID {
+        if !is_new && (application_id != APPLICATION_ID || found < 1) {
             return Err(OpenError::Foreign(path.into()));
         }
-        if found > SCHEMA_VERSION {
+        if found > schema::VERSION {
             return Err(OpenError::Newer {
                 path: path.into(),
                 found,
@@ -135,7 +95,7 @@ impl Store {
         if read_only.map_err(|error| OpenError::store(path, error))? {
             return Err(OpenError::ReadOnly(path.into()));
         }
-        prepare(&connection, is_new).map_err(|error| OpenError::store(path, error))?;
+        prepare(&mut connection, found).map_err(|error| OpenError::store(path, error))?;
         let lanes = accounts
             .iter()
             .enumerate()
@@ -382,17 +342,12 @@ fn look(path: &Path) -> rusqlite::Result<(Connection, [i32; 3])> {
     Ok((connection, found))
 }
 
-fn prepare(connection: &Connection, is_new: bool) -> rusqlite::Result<()> {
+fn prepare(connection: &mut Connection, found: i32) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES)?;
-    if is_new {
-        connection.execute_batch(&format!(
-            "BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-        ))?;
-    }
-    connection.execute_batch("CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, began_at INTEGER NOT NULL, ended INTEGER NOT NULL); CREATE TABLE IF NOT EXISTS trials (command BLOB PRIMARY KEY, died INTEGER NOT NULL, is_on INTEGER NOT NULL, changed_at INTEGER NOT NULL);")?;
+    schema::migrate(connection, found)?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(())
 }
@@ -631,9 +586,10 @@ mod tests {
         open().unwrap();
         let later = Connection::open(&path).unwrap();
         later
-            .pragma_update(None, "user_version", SCHEMA_VERSION + 1)
+            .pragma_update(None, "user_version", schema::VERSION + 1)
             .unwrap();
-        assert!(matches!(open(), Err(OpenError::Newer { found: 2, .. })));
+        let newer = schema::VERSION + 1;
+        assert!(matches!(open(), Err(OpenError::Newer { found, .. }) if found == newer));
         let _held = lock(&path).unwrap();
         assert!(matches!(open(), Err(OpenError::Locked(_))));
     }

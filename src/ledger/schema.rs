@@ -1,0 +1,135 @@
+//! The ledger's tables, by version, and how a file of an earlier version becomes one of this.
+//!
+//! `PRAGMA user_version` says how many of the [`MIGRATIONS`] a file has. A new file takes all of
+//! them, one of an earlier version those that it lacks, each in a transaction of its own together
+//! with its number: killed at any moment, or out of room, the file is a whole ledger of some
+//! version, and the next start goes on from there. A file of a later version is not touched.
+//!
+//! A migration that was released is never changed; what is to change is a new one at the end.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+/// `PRAGMA application_id` of a ledger, "wdtl": another program's file is never touched.
+pub(super) const APPLICATION_ID: i32 = 0x7764_746c;
+
+/// The first makes schema 1 of an empty file, each next one the next schema of the one before.
+const MIGRATIONS: &[&str] = &[ORDERS_RESULTS_CALLS, RUNS_TRIALS];
+
+/// The schema of this version.
+pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
+
+/// Rows lie in the order of their arrival, so that writing touches the end of the file and
+/// forgetting its beginning. Orders are found by their number, which rises with time; commands by a
+/// hash of their id, which is a UUID more often than not: eight bytes keep its index small, and the
+/// row's own text decides.
+const ORDERS_RESULTS_CALLS: &str = "
+CREATE TABLE orders (
+    id         INTEGER PRIMARY KEY,
+    account    TEXT NOT NULL,
+    order_no   TEXT NOT NULL,
+    state      INTEGER NOT NULL,  -- 0 waiting, 1 sent without a recorded answer, 2 ended
+    attempts   INTEGER NOT NULL,
+    spent      INTEGER NOT NULL,
+    since      INTEGER NOT NULL,  -- ms since 1970, like every time here
+    code       TEXT,              -- the reason's code; null where ended as cancelled
+    message    TEXT,
+    changed_at INTEGER NOT NULL
+);
+CREATE UNIQUE INDEX orders_by_number ON orders (order_no, account);
+CREATE TABLE results (
+    id          INTEGER PRIMARY KEY,
+    command_key INTEGER NOT NULL, -- of account and command_id
+    account     TEXT NOT NULL,
+    command_id  TEXT NOT NULL,
+    order_no    TEXT NOT NULL,
+    fingerprint BLOB NOT NULL,    -- of the command's orders
+    code        TEXT,
+    message     TEXT,
+    attempts    INTEGER NOT NULL,
+    occurred_at INTEGER NOT NULL
+);
+CREATE INDEX results_by_command ON results (command_key, order_no);
+CREATE TABLE calls (
+    account  TEXT NOT NULL,
+    began_at INTEGER NOT NULL
+);
+";
+
+/// Runs that died, and the commands that were on trial then (`rules::poison`).
+const RUNS_TRIALS: &str = "
+CREATE TABLE runs (
+    id       INTEGER PRIMARY KEY,
+    began_at INTEGER NOT NULL,
+    ended    INTEGER NOT NULL   -- 1 once it was stopped, or had lived long enough
+);
+CREATE TABLE trials (
+    command    BLOB PRIMARY KEY, -- a hash of its id and body
+    died       INTEGER NOT NULL, -- so many trials ended with the worker's death
+    is_on      INTEGER NOT NULL, -- 1 while it is on trial
+    changed_at INTEGER NOT NULL
+);
+";
+
+/// Brings a file of schema `found` (0: an empty one) to this version's.
+///
+/// # Errors
+/// When it cannot be written; it then has the schema up to which it came.
+pub(super) fn migrate(connection: &mut Connection, found: i32) -> rusqlite::Result<()> {
+    apply(connection, found, MIGRATIONS)
+}
+
+fn apply(connection: &mut Connection, found: i32, migrations: &[&str]) -> rusqlite::Result<()> {
+    for (version, migration) in (1..).zip(migrations) {
+        if version <= found {
+            continue;
+        }
+        let step = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        step.execute_batch(migration)?;
+        step.pragma_update(None, "application_id", APPLICATION_ID)?;
+        step.pragma_update(None, "user_version", version)?;
+        step.commit()?;
+        if found > 0 {
+            tracing::info!(schema = version, "the ledger was brought to a later schema");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: &str = "CREATE TABLE a (x); INSERT INTO a VALUES (7);";
+    const SECOND: &str = "ALTER TABLE a ADD COLUMN y; UPDATE a SET y = x + 1;";
+
+    fn number(connection: &Connection, sql: &str) -> i64 {
+        connection.query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn each_migration_is_made_once_and_in_sequence() {
+        let mut file = Connection::open_in_memory().unwrap();
+        apply(&mut file, 0, &[FIRST]).unwrap();
+        assert_eq!(number(&file, "PRAGMA user_version"), 1);
+        let id = number(&file, "PRAGMA application_id");
+        assert_eq!(id, i64::from(APPLICATION_ID));
+        for found in [1, 2] {
+            apply(&mut file, found, &[FIRST, SECOND]).unwrap();
+            assert_eq!(number(&file, "PRAGMA user_version"), 2);
+            assert_eq!(number(&file, "SELECT sum(y) FROM a"), 8);
+        }
+    }
+
+    #[test]
+    fn one_that_fails_leaves_the_file_as_it_was() {
+        let mut file = Connection::open_in_memory().unwrap();
+        apply(&mut file, 0, &[FIRST]).unwrap();
+        let broken = "UPDATE a SET x = 0; CREATE TABLE b (x); CREATE TABLE b (x);";
+        apply(&mut file, 1, &[FIRST, SECOND, broken]).unwrap_err();
+        assert_eq!(number(&file, "PRAGMA user_version"), 2);
+        assert_eq!(number(&file, "SELECT sum(x) FROM a"), 7);
+        assert_eq!(number(&file, "SELECT sum(y) FROM a"), 8);
+        apply(&mut file, 2, &[FIRST, SECOND, "DROP TABLE a"]).unwrap();
+        assert_eq!(number(&file, "PRAGMA user_version"), 3);
+    }
+}
