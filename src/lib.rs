@@ -12,6 +12,9 @@
 // A subcommand's output goes through a writer, and a closed pipe is an error like any other.
 #![warn(clippy::print_stdout)]
 
+#[macro_use]
+mod failpoint;
+
 pub mod admin;
 pub mod app;
 pub mod broker;

@@ -211,6 +211,7 @@ impl Worker {
                     self.end_run(&mut running);
                     drain_ends = Some(Instant::now() + drain);
                     self.desk.drain();
+                    fail_point!("drain");
                 }
                 () = sleep_until(drain_ends) => return Ok(self.left(&running)),
             }
@@ -221,7 +222,9 @@ impl Worker {
     }
 
     async fn close(self) {
+        fail_point!("drained");
         self.link.close().await;
+        fail_point!("disconnected");
         // Only a disk that hangs makes it wait.
         if tokio::task::spawn_blocking(move || self.ledger.close())
             .await
@@ -355,6 +358,7 @@ impl Worker {
                 self.desk.bury(now, ticket, envelope);
             }
         }
+        fail_point!("arrived");
     }
 
     fn became_durable(&mut self, running: &mut Running, done: Done) {
@@ -377,7 +381,9 @@ impl Worker {
         let orders: Vec<OrderNo> = list.orders.iter().map(|row| row.order_no.clone()).collect();
         let client = Arc::clone(&self.clients[lane.0]);
         running.calls.spawn(async move {
+            fail_point!("call");
             let ended = client.cancel(&orders).await;
+            fail_point!("call-answered");
             CallDone::Cancel(lane, call, orders.len(), ended)
         });
     }
@@ -411,7 +417,10 @@ impl Worker {
                 self.ledger.note_call(lane, now.wall);
                 let client = Arc::clone(&self.clients[lane.0]);
                 running.calls.spawn(async move {
-                    CallDone::LookUp(lane, call, client.look_up(&order_no).await)
+                    fail_point!("look-up");
+                    let ended = client.look_up(&order_no).await;
+                    fail_point!("look-up-answered");
+                    CallDone::LookUp(lane, call, ended)
                 });
             }
             Action::Probe(call, lane) => {

@@ -79,6 +79,7 @@ impl Outlet<'_> {
         for publication in batch {
             match publication {
                 Publication::Event(telling) => {
+                    fail_point!("tell");
                     let message = self.write(telling)?;
                     match &telling.envelope.reply_to {
                         Some(queue) if reply::is_direct(queue) => direct.push(reply::Copy {
@@ -102,9 +103,11 @@ impl Outlet<'_> {
                         self.send(exchange, key, true, &message.body, message.properties)
                             .await?,
                     );
+                    fail_point!("event-published");
                     sent.push((publication, message.id));
                 }
                 Publication::Park(parking) => {
+                    fail_point!("park");
                     let Some(held) = self.deliveries.lock().get(&parking.ticket).cloned() else {
                         continue;
                     };
@@ -117,6 +120,7 @@ impl Outlet<'_> {
                         wire::parked_properties(&held.properties, parking, origin, now_seconds());
                     let queue = self.settings.dead_queue.as_str();
                     confirms.push(self.send("", queue, true, &held.data, properties).await?);
+                    fail_point!("copy-published");
                     sent.push((publication, parking.envelope.command_id.as_str().to_owned()));
                 }
             }
@@ -201,15 +205,21 @@ impl Outlet<'_> {
                 (false, false) => Fate::Refused,
             };
             let event = match publication {
-                Publication::Event(telling) => BrokerEvent::Told {
-                    command: telling.command,
-                    place: telling.place,
-                    fate,
-                },
-                Publication::Park(parking) => BrokerEvent::Parked {
-                    command: parking.command,
-                    fate,
-                },
+                Publication::Event(telling) => {
+                    fail_point!("event-confirmed");
+                    BrokerEvent::Told {
+                        command: telling.command,
+                        place: telling.place,
+                        fate,
+                    }
+                }
+                Publication::Park(parking) => {
+                    fail_point!("copy-confirmed");
+                    BrokerEvent::Parked {
+                        command: parking.command,
+                        fate,
+                    }
+                }
             };
             drop(self.events.send(event));
         }
@@ -248,13 +258,21 @@ pub(super) async fn settle(
                     return Ok(true);
                 };
                 match settlement {
-                    Settlement::Acknowledge(_) => held.ack(BasicAckOptions::default()).await,
+                    Settlement::Acknowledge(_) => {
+                        fail_point!("acknowledge");
+                        let acknowledged = held.ack(BasicAckOptions::default()).await;
+                        fail_point!("acknowledged");
+                        acknowledged
+                    }
                     Settlement::Return(_) => {
                         let requeue = BasicNackOptions {
                             requeue: true,
                             ..BasicNackOptions::default()
                         };
-                        held.nack(requeue).await
+                        fail_point!("give-back");
+                        let given_back = held.nack(requeue).await;
+                        fail_point!("given-back");
+                        given_back
                     }
                 }
             }

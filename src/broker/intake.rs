@@ -84,6 +84,7 @@ impl Inlet<'_> {
     }
 
     fn hand_on(&mut self, delivery: lapin::message::Delivery) {
+        fail_point!("delivered");
         self.tickets.0 += 1;
         let ticket = Ticket(self.tickets.0);
         self.progress.delivered();

@@ -277,6 +277,7 @@ impl Keeper {
         for claim in claims {
             if let Request::Claim(claim) = claim {
                 let claimed = self.until_it_works(|store| store.claim(&claim));
+                fail_point!("claim-read");
                 self.report(claimed.map(Done::Claimed));
             }
         }
@@ -294,9 +295,18 @@ impl Keeper {
         });
         for request in writes {
             match request {
-                Request::Send(list, _) => self.report(Some(Done::Sent(Sent(list)))),
-                Request::Record(record) => self.report(Some(Done::Recorded(record.id))),
-                Request::BeginTrial(..) => self.report(Some(Done::TrialBegun)),
+                Request::Send(list, _) => {
+                    fail_point!("send-committed");
+                    self.report(Some(Done::Sent(Sent(list))));
+                }
+                Request::Record(record) => {
+                    fail_point!("record-committed");
+                    self.report(Some(Done::Recorded(record.id)));
+                }
+                Request::BeginTrial(..) => {
+                    fail_point!("trial-committed");
+                    self.report(Some(Done::TrialBegun));
+                }
                 Request::Call(..)
                 | Request::Claim(_)
                 | Request::BeginRun(_)
@@ -353,8 +363,14 @@ fn write(store: &mut Store, writes: &[Request]) -> rusqlite::Result<()> {
     let transaction = store.begin()?;
     for request in writes {
         match request {
-            Request::Send(list, at) => transaction.send(list, *at)?,
-            Request::Record(record) => transaction.record(record)?,
+            Request::Send(list, at) => {
+                transaction.send(list, *at)?;
+                fail_point!("send-written");
+            }
+            Request::Record(record) => {
+                transaction.record(record)?;
+                fail_point!("record-written");
+            }
             Request::Call(lane, at) => transaction.call(*lane, *at)?,
             Request::BeginRun(at) => transaction.begin_run(*at)?,
             Request::EndRun => transaction.end_run()?,

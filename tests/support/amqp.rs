@@ -99,6 +99,11 @@ impl Command {
         self
     }
 
+    /// The body.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
     fn properties(&self) -> BasicProperties {
         self.properties.clone().with_headers(self.headers.clone())
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -24,6 +25,7 @@ const MAX_ANSWER: u64 = 16 * 1024 * 1024;
 /// from the same setup share the ledger, as after a crash.
 pub struct Setup {
     dir: PathBuf,
+    binary: PathBuf,
     vars: BTreeMap<String, String>,
 }
 
@@ -35,6 +37,7 @@ impl Setup {
         let ledger = dir.join("ledger").display().to_string();
         Self {
             dir,
+            binary: BINARY.into(),
             vars: BTreeMap::new(),
         }
         .set("WDT_AMQP__URL", amqp_url)
@@ -53,9 +56,16 @@ impl Setup {
     pub fn with(&self, name: &str, value: impl ToString) -> Self {
         Self {
             dir: self.dir.clone(),
+            binary: self.binary.clone(),
             vars: self.vars.clone(),
         }
         .set(name, value)
+    }
+
+    /// Another build of the worker.
+    pub fn binary(mut self, path: &Path) -> Self {
+        self.binary = path.into();
+        self
     }
 
     /// Adds or replaces an account's credentials.
@@ -95,7 +105,8 @@ impl Setup {
         let log = self.dir.join(format!("worker-{admin}.log"));
         Worker {
             process: {
-                let line = [command, &[BINARY], args].concat();
+                let binary = self.binary.to_str().expect("a path in UTF-8");
+                let line = [command, &[binary], args].concat();
                 let what = format!("worker {args:?}");
                 Process::start(&what, line[0], &line[1..], &vars, &log)
             },
@@ -173,6 +184,11 @@ impl Worker {
         let status = self.process.end_within(limit).await;
         let code = status.code();
         code.unwrap_or_else(|| panic!("it {status}:\n{}", self.process.log_tail()))
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended()
     }
 
     /// SIGKILL; returns when it is gone.
