@@ -9,7 +9,6 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lapin::ExchangeKind;
@@ -17,8 +16,8 @@ use lapin::options::{
     ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use serde_json::{Value, json};
-use support::amqp::{Amqp, COMMANDS, Command, DEAD, RESULTS};
+use serde_json::Value;
+use support::amqp::{Amqp, COMMANDS, DEAD, RESULTS};
 use support::broker::{Broker, Declared};
 use support::eventually::{eventually, eventually_ok};
 use support::gateway::{Answer, CANCEL, QUERY};
@@ -539,139 +538,6 @@ async fn a_broker_short_of_memory_blocks_the_telling_and_nothing_else() {
     assert_eq!(lines(&worker, LOST), [""; 0]);
     assert_eq!(lines(&worker, "the broker takes no publications").len(), 1);
     assert_eq!(lines(&worker, "takes publications again").len(), 1);
-}
-
-// The worker that dies
-
-#[tokio::test]
-async fn a_worker_that_is_killed_again_and_again_tells_every_order_and_repeats_none() {
-    const KILLS: usize = 10;
-    const ORDERS: usize = 300;
-    let mut chance = Chance::new();
-    let scene = Scene::fresh()
-        .await
-        .set("WDT_API__MAX_ORDERS_PER_CALL", 4)
-        .set("WDT_API__TIMEOUT", "1s")
-        .set("WDT_RETRY__MAX_ATTEMPTS", 100);
-    let platform = Lossy::play(&scene, chance.0.u64(..));
-    let amqp = scene.amqp().await;
-    let mut results = amqp.results().await;
-    let mut worker = scene.worker().await;
-    let mut load = Load::new(&scene.orders, "QC", ORDERS);
-    let again: Vec<String> = load
-        .orders()
-        .into_iter()
-        .filter(|order| scene.orders.status(order) == Some(20))
-        .step_by(9)
-        .map(Into::into)
-        .collect();
-    for order in &again {
-        // Other commands for the same orders: joined, or told from the record.
-        load.add(&format!("again-{order}"), order, "cancelled");
-    }
-    load.send(&amqp).await;
-    // The same commands a second time.
-    let repeats: Vec<Command> = load.commands().iter().step_by(11).cloned().collect();
-    amqp.send_all(COMMANDS, &repeats).await;
-
-    for kill in 1..=KILLS {
-        scene.until_sent(&load, ORDERS * kill / (KILLS + 2)).await;
-        tokio::time::sleep(Duration::from_millis(chance.0.u64(0..300))).await;
-        worker.kill9();
-        worker = scene.setup.start();
-    }
-    load.is_told(&mut results, LATER).await;
-    scene.queue_is_empty().await;
-    // What is still on its way is checked as well.
-    while let Some(message) = results.next(Duration::from_millis(100)).await {
-        load.check(&message);
-    }
-    for order in load.orders() {
-        let shipped = scene.orders.status(order) == Some(70);
-        let executed = scene.orders.times_executed(order);
-        assert_eq!(executed, usize::from(!shipped), "{order}");
-    }
-    assert_eq!(
-        platform.repeated(),
-        BTreeSet::new(),
-        "sent after it was done"
-    );
-    assert_eq!(scene.vhost.queue(DEAD).await.unwrap().ready, 0);
-    assert!(platform.faults() > 20, "the gateway was not lossy enough");
-}
-
-/// A seed that is printed, and can be given: `WDT_TEST_SEED`.
-struct Chance(fastrand::Rng);
-
-impl Chance {
-    fn new() -> Self {
-        let given = std::env::var("WDT_TEST_SEED").ok();
-        let seed = given.map_or_else(|| fastrand::u64(..), |seed| seed.parse().unwrap());
-        println!("WDT_TEST_SEED={seed}");
-        Self(fastrand::Rng::with_seed(seed))
-    }
-}
-
-/// A gateway on a bad day: three calls of ten go wrong, before or after they were carried out. It
-/// knows which orders were carried out, whatever was answered, so a second time is seen.
-#[derive(Clone, Default)]
-struct Lossy(Arc<Mutex<Day>>);
-
-#[derive(Default)]
-struct Day {
-    carried_out: BTreeSet<String>,
-    repeated: BTreeSet<String>,
-    faults: usize,
-}
-
-impl Lossy {
-    fn play(scene: &Scene, seed: u64) -> Self {
-        scene.slow(Duration::from_millis(40));
-        let day = Self::default();
-        let (before, after) = (day.clone(), day.clone());
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let mut later = rng.fork();
-        scene.orders.instead(move |call| {
-            let wrong = (call.is_cancel() || call.is_query()) && rng.u8(..10) == 0;
-            wrong.then(|| before.fault(rng.u8(..)))
-        });
-        scene.orders.afterwards(move |call| {
-            if !call.is_cancel() {
-                return None;
-            }
-            let mut day = after.0.lock().unwrap();
-            for order in call.orders {
-                if !day.carried_out.insert(order.clone()) {
-                    day.repeated.insert(order.clone());
-                }
-            }
-            drop(day);
-            (later.u8(..10) < 2).then(|| after.fault(later.u8(..)))
-        });
-        day
-    }
-
-    fn fault(&self, kind: u8) -> Answer {
-        self.0.lock().unwrap().faults += 1;
-        match kind % 8 {
-            0 => Answer::http(500, "text/plain", "oh"),
-            1 => Answer::http(200, "text/html", "<html>系统维护中</html>"),
-            2 => Answer::CutBody(json!({ "status": 0, "data": { "success_data": [] } })),
-            3 => Answer::Close,
-            4 => Answer::Reset,
-            5 => Answer::ChunkedGarbage,
-            6 => Answer::status(99, "其他错误"),
-            _ => Answer::Hang,
-        }
-    }
-
-    fn repeated(&self) -> BTreeSet<String> {
-        self.0.lock().unwrap().repeated.clone()
-    }
-
-    fn faults(&self) -> usize {
-        self.0.lock().unwrap().faults
-    }
 }
 
 // Stopping

@@ -121,9 +121,10 @@ impl Book {
         let run = pages.run;
         for order in record.sent() {
             pages.counts.left_sent += 1;
-            pages
-                .doubts
-                .insert(order, format!("on record as being sent when run {run} died"));
+            pages.doubts.insert(
+                order,
+                format!("on record as being sent when run {run} died"),
+            );
         }
         for order in std::mem::take(&mut pages.called) {
             if !record.was_sent(&order) {
@@ -155,7 +156,12 @@ impl Book {
     }
 
     /// What the book has against an event that tells this of an order, if anything.
-    pub fn contradicts(&self, order: &str, outcome: &str, occurred_at: Timestamp) -> Option<String> {
+    pub fn contradicts(
+        &self,
+        order: &str,
+        outcome: &str,
+        occurred_at: Timestamp,
+    ) -> Option<String> {
         let pages = self.pages();
         let done_at = pages.done_at.get(order);
         match outcome {
@@ -264,12 +270,14 @@ impl Pages {
                 continue;
             }
             if self.done_at.contains_key(order) {
-                self.breaches
-                    .push(format!("{order} was sent by run {run} after it was cancelled"));
+                self.breaches.push(format!(
+                    "{order} was sent by run {run} after it was cancelled"
+                ));
             }
             if let Some(why) = self.doubts.get(order) {
-                self.breaches
-                    .push(format!("{order} was sent by run {run}, not looked up: {why}"));
+                self.breaches.push(format!(
+                    "{order} was sent by run {run}, not looked up: {why}"
+                ));
             }
         }
     }

@@ -9,8 +9,8 @@ use tokio::time::{Instant, timeout};
 
 use super::binary::killable;
 use super::book::{Book, Call, Fate, noise, too_many};
-use super::record::Record;
 use super::plan::{ACCOUNTS, Plan, Sent};
+use super::record::Record;
 use super::support::amqp::{Amqp, COMMANDS, Command, DEAD, Inbox};
 use super::support::broker::{Queue, Vhost};
 use super::support::chance::chance;
@@ -26,10 +26,16 @@ const KILLS: usize = 200;
 const STOP_EVERY: usize = 25;
 /// Longest time between a run's first call and its kill.
 const LIFE_MAX_MS: u64 = 500;
+/// Of a hundred runs, so many are killed within a moment of their start.
+const EARLY_KILLS: u8 = 10;
+const EARLY_MAX_MS: u64 = 150;
 /// A run that has not called for anything by then is killed as well.
-const FIRST_CALL_LIMIT: Duration = Duration::from_secs(3);
-/// While so many commands are not told, no more are published.
-const BACKLOG_MAX: usize = 600;
+const FIRST_CALL_LIMIT: Duration = Duration::from_secs(2);
+/// So many orders that are not told are enough: a run lives on until they are fewer, for some time.
+const BACKLOG_MAX: usize = 300;
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(2);
+/// Of a hundred runs, so many get no new commands, so that kills meet a worker with little to do.
+const QUIET_RUNS: u8 = 20;
 /// Once the kills are over, everything is told within this time.
 const PEACE_LIMIT: Duration = Duration::from_secs(150);
 
@@ -46,15 +52,19 @@ pub async fn random_kills() {
     let (mut kills, mut stops) = (0, 0);
     while kills < KILLS {
         let mut worker = stage.start();
-        let count = match stage.told.open() {
-            0..BACKLOG_MAX => left.len().div_ceil(KILLS - kills),
-            _ => 0,
-        };
-        let (now, later) = left.split_at(count);
-        left = later;
-        stage.publish(now).await;
-        stage.first_call().await;
-        tokio::time::sleep(Duration::from_millis(rng.u64(..LIFE_MAX_MS))).await;
+        if rng.u8(..100) >= QUIET_RUNS && stage.told.open() < BACKLOG_MAX {
+            let busy_runs = ((KILLS - kills) * (100 - usize::from(QUIET_RUNS))).div_ceil(100);
+            let (now, later) = left.split_at(left.len().div_ceil(busy_runs));
+            left = later;
+            stage.publish(now).await;
+        }
+        if rng.u8(..100) >= EARLY_KILLS {
+            stage.first_call().await;
+            tokio::time::sleep(Duration::from_millis(rng.u64(..LIFE_MAX_MS))).await;
+            stage.catches_up().await;
+        } else {
+            tokio::time::sleep(Duration::from_millis(rng.u64(..EARLY_MAX_MS))).await;
+        }
         if (kills + stops) % STOP_EVERY == STOP_EVERY - 1 {
             assert_eq!(worker.terminate(LATER).await, 0);
             stage.book.run_ended();
@@ -104,6 +114,7 @@ impl Stage {
         let mut setup = Setup::new(&vhost.url(), &book.url(&gateway))
             .binary(killable().await)
             .set("WDT_API__CALLS_PER_MINUTE", 0)
+            .set("WDT_API__CONCURRENCY", 4)
             .set("WDT_API__TIMEOUT", "1s");
         for name in ACCOUNTS {
             setup = setup.account(name, &Account::named(name));
@@ -153,6 +164,17 @@ impl Stage {
         let _ = timeout(FIRST_CALL_LIMIT, called).await;
     }
 
+    /// Until the backlog is short, within a limit: kills must not outrun the work.
+    async fn catches_up(&self) {
+        let short = async {
+            while self.told.open() >= BACKLOG_MAX {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        // One that is still behind is killed as well.
+        let _ = timeout(CATCH_UP_LIMIT, short).await;
+    }
+
     /// What the dead run left, and in what it died.
     fn autopsy(&mut self) -> &'static str {
         let record = Record::of(self.setup.dir());
@@ -198,7 +220,8 @@ impl Stage {
         self.vhost.queue_holds(PEACE_LIMIT, COMMANDS, 0, 0).await;
         eventually_ok(LATER, "each event is read", async || {
             let queues = self.vhost.queues().await;
-            let is_read = |q: &Queue| [COMMANDS, DEAD].contains(&&*q.name) || (q.ready, q.unacked) == (0, 0);
+            let is_read =
+                |q: &Queue| [COMMANDS, DEAD].contains(&&*q.name) || (q.ready, q.unacked) == (0, 0);
             if queues.iter().all(is_read) {
                 return Ok(());
             }
@@ -228,12 +251,12 @@ fn bad_day(call: &Call<'_>, rng: &mut fastrand::Rng) -> Fate {
     let [frequency, throttled] = too_many();
     if call.method != CANCEL {
         return match dice {
-            0..10 => Fate::Lost {
+            0..6 => Fate::Lost {
                 carried_out: false,
                 answer: noise(rng.u8(..)),
             },
-            10..12 => Fate::NotDone(throttled),
-            _ => in_some_ms(rng.u64(2..20)),
+            6..8 => Fate::NotDone(throttled),
+            _ => in_some_ms(rng.u64(..4)),
         };
     }
     if call.orders.iter().any(|order| order.starts_with('B')) {

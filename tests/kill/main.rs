@@ -63,7 +63,9 @@ fn every_fail_point_has_a_scene_and_a_place_in_the_durable_order() {
 async fn the_default_build_has_no_fail_point() {
     let holds = |binary: &Path, text: &str| {
         let bytes = fs::read(binary).unwrap();
-        bytes.windows(text.len()).any(|part| part == text.as_bytes())
+        bytes
+            .windows(text.len())
+            .any(|part| part == text.as_bytes())
     };
     let killable = binary::killable().await;
     let default = Path::new(env!("CARGO_BIN_EXE_wdt-cancel-worker"));

@@ -100,7 +100,9 @@ pub async fn every_step() {
         .buffer_unordered(AT_ONCE)
         .collect()
         .await;
-    let (kills, repeats) = done.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    let (kills, repeats) = done
+        .iter()
+        .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
     println!(
         "{} scenes, {kills} kills at {} named steps and with a call in the air, {repeats} events told again",
         done.len(),
@@ -117,7 +119,12 @@ async fn scene(end: End) -> (usize, usize) {
     if end != End::Never {
         stage.first_run(end, &mut story).await;
         kills += 1;
-        if let End::At { point, drains: false, .. } = end {
+        if let End::At {
+            point,
+            drains: false,
+            ..
+        } = end
+        {
             // Once more at the same step, while it recovers.
             kills += usize::from(stage.dies_again(point, &mut story).await);
         }
@@ -158,7 +165,9 @@ impl Stage {
         let gate = Gate::shut();
         let book = Book::new(&orders, 1, script(end, gate.clone()));
         for wave in WAVES {
-            orders.set(&format!("S{wave}"), 70).remove(&format!("U{wave}"));
+            orders
+                .set(&format!("S{wave}"), 70)
+                .remove(&format!("U{wave}"));
         }
         let gateway = book.gateway(vec![Account::named("default")]);
         let setup = Setup::new(&vhost.url(), &book.url(&gateway))
@@ -193,7 +202,9 @@ impl Stage {
     }
 
     fn start(&self, failpoints: Option<&str>) -> Worker {
-        let setup = self.setup.with("WDT_API__URL", self.book.url(&self.gateway));
+        let setup = self
+            .setup
+            .with("WDT_API__URL", self.book.url(&self.gateway));
         match failpoints {
             Some(points) => setup.with("FAILPOINTS", points).start(),
             None => setup.start(),
@@ -209,7 +220,11 @@ impl Stage {
                 let what = format!("{method} is in the air");
                 eventually_ok(SOON, &what, async || {
                     let counts = self.book.counts();
-                    let came = if method == QUERY { counts.look_ups } else { counts.cancels };
+                    let came = if method == QUERY {
+                        counts.look_ups
+                    } else {
+                        counts.cancels
+                    };
                     (came > 0).then_some(()).ok_or(worker.log())
                 })
                 .await;
@@ -366,7 +381,10 @@ impl Stage {
         let mut parked = BTreeSet::new();
         loop {
             while let Some(message) = self.dead.next(Duration::from_millis(50)).await {
-                let id = message.message_id.clone().expect("a parked command has an id");
+                let id = message
+                    .message_id
+                    .clone()
+                    .expect("a parked command has an id");
                 let sent = story.bodies.get(&id).expect("one of ours");
                 assert_eq!(&message.bytes, sent, "{end:?}: {id}");
                 parked.insert(id);
@@ -535,7 +553,10 @@ impl Story {
         let id = message.text("event_id").to_string();
         let what = (key.0.clone(), key.1.clone(), told.0.to_string());
         let known = self.ids.insert(id, what.clone());
-        assert!(known.as_ref().is_none_or(|known| *known == what), "{message:#?}");
+        assert!(
+            known.as_ref().is_none_or(|known| *known == what),
+            "{message:#?}"
+        );
         if !self.told.insert(key) {
             self.repeats += 1;
             assert!(known.is_some(), "another id for the same: {message:#?}");
@@ -566,6 +587,10 @@ impl Story {
 
     fn check(&self, end: End) {
         assert!(self.open().is_empty(), "{end:?}: {:?}", self.open());
-        assert_eq!(self.ids.len(), self.due.len(), "{end:?}: an id for each event");
+        assert_eq!(
+            self.ids.len(),
+            self.due.len(),
+            "{end:?}: an id for each event"
+        );
     }
 }

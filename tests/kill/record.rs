@@ -42,7 +42,9 @@ impl Record {
         // It may have died while it made the tables.
         let ledger = connection.filter(|connection| {
             let sql = "SELECT count(*) FROM sqlite_schema WHERE name = 'results'";
-            let tables: i64 = connection.query_row(sql, [], |row| row.get(0)).expect("read");
+            let tables: i64 = connection
+                .query_row(sql, [], |row| row.get(0))
+                .expect("read");
             tables > 0
         });
         Self { ledger, copy }
@@ -72,7 +74,11 @@ impl Record {
     }
 
     fn one<T: rusqlite::types::FromSql>(&self, sql: &str, by: impl rusqlite::Params) -> Option<T> {
-        let mut statement = self.ledger.as_ref()?.prepare_cached(sql).expect("a statement");
+        let mut statement = self
+            .ledger
+            .as_ref()?
+            .prepare_cached(sql)
+            .expect("a statement");
         let found = statement.query_row(by, |row| row.get(0)).optional();
         found.expect("read")
     }

@@ -156,7 +156,9 @@ impl Told {
             Some(known) => {
                 pages.figures.again += 1;
                 if known != id {
-                    pages.breaches.push(format!("it was {known}: {}", message.body));
+                    pages
+                        .breaches
+                        .push(format!("it was {known}: {}", message.body));
                 }
             }
         }
