@@ -22,18 +22,19 @@ use super::support::worker::{Setup, Worker};
 use super::told::Told;
 
 const KILLS: usize = 200;
-/// Once in so many runs the worker is told to stop and not killed, as when it is deployed.
-const STOP_EVERY: usize = 25;
+/// Once in so many runs the worker is told to stop and not killed, as when it is deployed. After
+/// three deaths in a row it handles redelivered commands one at a time, so both manners are met.
+const STOP_EVERY: usize = 8;
 /// Longest time between a run's first call and its kill.
-const LIFE_MAX_MS: u64 = 500;
+const LIFE_MAX_MS: u64 = 400;
 /// Of a hundred runs, so many are killed within a moment of their start.
 const EARLY_KILLS: u8 = 10;
 const EARLY_MAX_MS: u64 = 150;
 /// A run that has not called for anything by then is killed as well.
-const FIRST_CALL_LIMIT: Duration = Duration::from_secs(2);
+const FIRST_CALL_LIMIT: Duration = Duration::from_secs(1);
 /// So many orders that are not told are enough: a run lives on until they are fewer, for some time.
-const BACKLOG_MAX: usize = 300;
-const CATCH_UP_LIMIT: Duration = Duration::from_secs(2);
+const BACKLOG_MAX: usize = 400;
+const CATCH_UP_LIMIT: Duration = Duration::from_millis(500);
 /// Of a hundred runs, so many get no new commands, so that kills meet a worker with little to do.
 const QUIET_RUNS: u8 = 20;
 /// Once the kills are over, everything is told within this time.
@@ -115,7 +116,7 @@ impl Stage {
             .binary(killable().await)
             .set("WDT_API__CALLS_PER_MINUTE", 0)
             .set("WDT_API__CONCURRENCY", 4)
-            .set("WDT_API__TIMEOUT", "1s");
+            .set("WDT_API__TIMEOUT", "700ms");
         for name in ACCOUNTS {
             setup = setup.account(name, &Account::named(name));
         }
@@ -275,7 +276,7 @@ fn bad_day(call: &Call<'_>, rng: &mut fastrand::Rng) -> Fate {
             let busy: Vec<_> = call.orders.iter().map(busy).collect();
             Fate::NotDone(Answer::orders(&[], &busy))
         }
-        25..30 => in_some_ms(rng.u64(200..600)),
+        25..30 => in_some_ms(rng.u64(150..400)),
         _ => in_some_ms(rng.u64(5..60)),
     }
 }

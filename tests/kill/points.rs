@@ -22,8 +22,9 @@ use super::support::worker::{Setup, Worker};
 
 /// Every fail point in the durable order's sequence, and the later passing at which the worker is
 /// killed as well, counted from 0; none where there is just one in a run.
-pub const POINTS: [(&str, Option<u32>); 24] = [
+pub const POINTS: [(&str, Option<u32>); 25] = [
     ("delivered", Some(6)),
+    (TRIAL, Some(4)),
     ("arrived", Some(6)),
     ("claim-read", Some(6)),
     ("send-written", Some(2)),
@@ -48,6 +49,10 @@ pub const POINTS: [(&str, Option<u32>); 24] = [
     ("drained", None),
     ("disconnected", None),
 ];
+/// A suspect's trial is on record. Only after runs that died are there any.
+const TRIAL: &str = "trial-committed";
+/// So many of them.
+const DEATHS: usize = 3;
 /// Scenes at a time: they wait more than they work.
 const AT_ONCE: usize = 6;
 /// The waves of a story.
@@ -116,6 +121,12 @@ async fn scene(end: End) -> (usize, usize) {
     let mut story = Story::default();
     stage.send(1, &mut story).await;
     let mut kills = 0;
+    if matches!(end, End::At { point: TRIAL, .. }) {
+        for _ in 0..DEATHS {
+            kills += usize::from(stage.dies_again("arrived", &mut story).await);
+        }
+        assert_eq!(kills, DEATHS);
+    }
     if end != End::Never {
         stage.first_run(end, &mut story).await;
         kills += 1;
@@ -125,6 +136,9 @@ async fn scene(end: End) -> (usize, usize) {
             ..
         } = end
         {
+            if story.waves < WAVES[1] {
+                stage.send(WAVES[1], &mut story).await;
+            }
             // Once more at the same step, while it recovers.
             kills += usize::from(stage.dies_again(point, &mut story).await);
         }
@@ -295,7 +309,7 @@ impl Stage {
         .await;
     }
 
-    /// Killed at the same step again while it recovers; `false` when it recovers without passing it.
+    /// Killed at a step, or `false` when it does its work without passing it.
     async fn dies_again(&mut self, point: &'static str, story: &mut Story) -> bool {
         let end = End::At {
             point,
@@ -303,10 +317,6 @@ impl Stage {
             drains: false,
         };
         let mut worker = self.start(Some(&format!("fail-at-{point}=return")));
-        if story.waves < WAVES[1] {
-            let wave = story.waves + 1;
-            self.send(wave, story).await;
-        }
         let what = format!("{end:?}: again, or all is told");
         let (book, results, vhost) = (&self.book, &mut self.results, &self.vhost);
         let died = eventually_ok(LATER, &what, async || {
