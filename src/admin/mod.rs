@@ -32,6 +32,8 @@ pub struct Trouble {
     pub since: Timestamp,
     /// Why.
     pub cause: String,
+    /// What would mend it, where whoever met it knows; else empty.
+    pub remedy: &'static str,
 }
 
 impl Trouble {
@@ -40,7 +42,14 @@ impl Trouble {
         Self {
             since,
             cause: cause.to_owned(),
+            remedy: "",
         }
+    }
+
+    /// With what would mend it.
+    #[must_use]
+    pub fn mended_by(self, remedy: &'static str) -> Self {
+        Self { remedy, ..self }
     }
 }
 

@@ -12,6 +12,7 @@
 
 pub mod amqp;
 pub mod broker;
+pub mod disk;
 pub mod eventually;
 pub mod gateway;
 pub mod orders;
