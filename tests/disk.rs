@@ -25,6 +25,9 @@ use support::worker::Worker;
 /// What stands still is watched for so long, several tries of a write.
 const WHILE: Duration = Duration::from_secs(3);
 
+/// What is done to a ledger at this place.
+type Damage = Box<dyn Fn(&Path)>;
+
 // A disk that fails under a running worker
 
 #[tokio::test]
@@ -279,7 +282,7 @@ async fn a_damaged_ledger_is_not_started_with() {
         let file = std::fs::File::options().write(true).open(path).unwrap();
         file.set_len(size).unwrap();
     };
-    let mut damages: Vec<(String, Box<dyn Fn(&Path)>)> = vec![
+    let mut damages: Vec<(String, Damage)> = vec![
         (
             "half is missing".into(),
             Box::new(move |p| cut(p, size / 2 / 4096 * 4096)),
@@ -350,7 +353,7 @@ async fn a_ledger_that_knew_more_once_is_not_started_with() {
     let calls = scene.gateway.requests().len();
 
     let log_size = beside(&path, "-wal").metadata().unwrap().len();
-    let damages: [(&str, Box<dyn Fn(&Path)>); 5] = [
+    let damages: [(&str, Damage); 5] = [
         (
             "no log",
             Box::new(|p| std::fs::remove_file(beside(p, "-wal")).unwrap()),

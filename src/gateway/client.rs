@@ -43,6 +43,8 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// How much of an answer that cannot be read is shown, in characters.
 const EXCERPT_MAX_CHARS: usize = 80;
+/// What is shown of a credential in an answer.
+const CROSSED_OUT: &str = "***";
 /// The shortest credential that is crossed out of an answer, in bytes.
 const HIDDEN_MIN_BYTES: usize = 8;
 /// How much of the HTTP stack's own words is passed on, in characters.
@@ -386,11 +388,12 @@ impl Client {
         hidden
     }
 
-    /// Whether an answer holds what must not get into a log.
+    /// Whether an answer holds what must not get into a log, or held it.
     fn repeats_request(&self, body: &[u8], signed: &Signed<'_>) -> bool {
         let Credentials { key, secret, .. } = &self.credentials;
         let body = String::from_utf8_lossy(body).to_ascii_lowercase();
-        let short = [key.as_str(), secret.salt(), "sign="].map(str::to_ascii_lowercase);
+        let short =
+            [key.as_str(), secret.salt(), "sign=", CROSSED_OUT].map(str::to_ascii_lowercase);
         let mut hidden = self.hidden(signed).into_iter().chain(short);
         hidden.any(|text| body.contains(&text))
     }
@@ -409,7 +412,7 @@ fn without(hidden: &[String], body: Vec<u8>) -> Vec<u8> {
         let mut clean = String::new();
         for (at, _) in lower.match_indices(secret.as_str()) {
             clean.push_str(&text[kept..at]);
-            clean.push_str("***");
+            clean.push_str(CROSSED_OUT);
             kept = at + secret.len();
         }
         if kept > 0 {
