@@ -19,10 +19,11 @@ use crate::gateway::client::{Client, Credentials, GatewayUrl, Http};
 use crate::gateway::sign::AppSecret;
 use crate::ledger::Ledger;
 use crate::rules::delay::Delays;
-use crate::rules::desk::{AccountPolicy, Desk, Policy};
+use crate::rules::desk::{AccountPolicy, Desk, Gap, Policy};
 use crate::rules::next::Retry;
 use crate::rules::order::AccountName;
 use crate::rules::poison::Gate;
+use crate::rules::time::later;
 use crate::worker::{Clock, Rules, Stopped, Worker};
 
 /// Between tries of one order: a busy document is free again after seconds, a broken one is not
@@ -73,6 +74,14 @@ pub async fn run(
             deaths,
             "the last runs died; commands that were in hand then are handled one at a time"
         );
+    }
+
+    if let Some(restored_at) = opened.ledger.restored_at() {
+        let until = later(restored_at, config.ledger.retention);
+        desk.remember_gap(Gap { restored_at, until });
+        if Timestamp::now() < until {
+            warn!(%restored_at, %until, "the ledger was restored from a back-up; until then, orders that are not on record since are told as refused only after a look-up");
+        }
     }
 
     let metrics = Arc::new(Metrics::new());

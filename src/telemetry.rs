@@ -1,10 +1,14 @@
 //! The log: to standard error, so that a subcommand's output can be piped.
+//!
+//! Of other people's libraries only warnings and errors pass, whatever `RUST_LOG` asks for: in their
+//! debug output they show what they send, the signed URL and the broker's password among it.
 
 use crate::config::LogFormat;
 use std::io::IsTerminal;
-use tracing::Subscriber;
-use tracing_subscriber::filter::{EnvFilter, ParseError};
+use tracing::{Level, Metadata, Subscriber};
+use tracing_subscriber::filter::{EnvFilter, ParseError, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 /// What is logged unless `RUST_LOG` says otherwise. The broker's client tells as an error what is
@@ -51,6 +55,12 @@ fn filter(given: Option<&str>) -> Result<EnvFilter, ParseError> {
     EnvFilter::builder().parse(directives.unwrap_or(DEFAULT_FILTER))
 }
 
+/// Nobody else's debug output; see the module.
+fn may_be_shown(what: &Metadata<'_>) -> bool {
+    let ours = what.target().starts_with(env!("CARGO_CRATE_NAME"));
+    ours || *what.level() <= Level::WARN
+}
+
 fn text<W>(filter: EnvFilter, colours: bool, writer: W) -> impl Subscriber + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
@@ -61,6 +71,7 @@ where
         .with_env_filter(filter)
         .with_writer(writer)
         .finish()
+        .with(filter_fn(may_be_shown))
 }
 
 /// One object a line, the event's fields beside `timestamp` (RFC 3339, UTC), `level`, `target`.
@@ -76,6 +87,7 @@ where
         .with_env_filter(filter)
         .with_writer(writer)
         .finish()
+        .with(filter_fn(may_be_shown))
 }
 
 #[cfg(test)]
@@ -147,6 +159,25 @@ mod tests {
         );
         assert!(!plain.contains('\u{1b}'), "{plain}");
         assert!(of(true).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn what_libraries_send_is_never_shown() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let everything = json(filter(Some("trace")).unwrap(), move || writer.clone());
+        tracing::subscriber::with_default(everything, || {
+            tracing::trace!("ours");
+            tracing::info!(target: "lapin::channel", "theirs");
+            tracing::trace!(target: "hyper_util::client", "theirs");
+            tracing::warn!(target: "reqwest::connect", "a warning");
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert!(
+            text.contains("ours") && text.contains("a warning"),
+            "{text}"
+        );
+        assert!(!text.contains("theirs"), "{text}");
     }
 
     #[test]

@@ -591,7 +591,11 @@ impl Worker {
         };
         let ledger = match &*self.ledger.health().borrow() {
             ledger::Health::Well => None,
-            ledger::Health::Failing { since, cause } => Some(Trouble::new(*since, cause)),
+            ledger::Health::Failing {
+                since,
+                cause,
+                remedy,
+            } => Some(Trouble::new(*since, cause).mended_by(remedy)),
         };
         let commits = self.ledger.commits();
         self.metrics

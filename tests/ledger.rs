@@ -9,18 +9,17 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, OpenFlags};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
-use serde_json::Value;
-use support::amqp::{Amqp, COMMANDS, Command, Inbox, Message};
+use support::amqp::{COMMANDS, Command};
+use support::disk::{count, ledger_of, outcomes, read, red_ledger, refuses_to_start, told};
 use support::eventually::eventually_ok;
 use support::gateway::{CANCEL, QUERY};
 use support::process::fresh_dir;
 use support::scene::{LATER, Load, SOON, Scene, lines};
-use support::worker::Worker;
 
 // What is remembered
 
@@ -168,58 +167,12 @@ async fn what_is_old_is_forgotten_in_small_steps_while_the_worker_works() {
     // What is young is known, what was forgotten is not.
     for (order, replayed) in [("QC-YOUNG", true), ("QC-OLD-00000", false)] {
         let command = Command::orders([order]).id(&format!("again-{order}"));
-        told = self::told(&amqp, &mut results, &command, 1).await;
+        told = support::disk::told(&amqp, &mut results, &command, 1).await;
         assert_eq!(outcomes(&told), [format!("{order} cancelled")]);
         assert_eq!(told[0].body["replayed"], replayed, "{told:#?}");
         assert_eq!(scene.orders.times_sent(order), usize::from(!replayed));
     }
     assert_eq!(told.len(), 1);
-}
-
-#[tokio::test]
-async fn a_copy_made_while_the_worker_runs_is_a_ledger_that_works() {
-    let scene = Scene::fresh().await;
-    scene.slow(Duration::from_millis(100));
-    let amqp = scene.amqp().await;
-    let mut results = amqp.results().await;
-    let mut worker = scene.worker().await;
-    let before = Load::new(&scene.orders, "BEFORE", 20);
-    before.send(&amqp).await;
-    before.is_told(&mut results, LATER).await;
-    let during = Load::new(&scene.orders, "DURING", 200);
-    during.send(&amqp).await;
-    scene.until_sent(&during, 40).await;
-
-    let copy = scene.setup.dir().join("copy");
-    let source = read(&ledger_of(&scene));
-    let mut target = Connection::open(&copy).unwrap();
-    let backup = rusqlite::backup::Backup::new(&source, &mut target).unwrap();
-    // In small steps, so that the worker writes in between.
-    backup
-        .run_to_completion(4, Duration::from_millis(5), None)
-        .unwrap();
-    drop(backup);
-    let whole: String = target
-        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-        .unwrap();
-    assert_eq!(whole, "ok");
-    drop(target);
-    during.is_told(&mut results, LATER).await;
-    scene.queue_is_empty().await;
-    assert_eq!(lines(&worker, "ledger fails"), [""; 0]);
-
-    // The disk is lost, the copy takes its place.
-    worker.kill9();
-    let scene = scene.set("WDT_LEDGER__URL", copy.display());
-    let _worker = scene.worker().await;
-    before.send(&amqp).await;
-    for message in before.is_told(&mut results, LATER).await {
-        assert_eq!(message.body["replayed"], true, "{message:#?}");
-    }
-    scene.each_was_sent_once(&before);
-    let after = Load::new(&scene.orders, "AFTER", 5);
-    after.send(&amqp).await;
-    after.is_told(&mut results, LATER).await;
 }
 
 #[tokio::test]
@@ -446,24 +399,7 @@ async fn on_a_full_disk_nothing_is_sent_or_told_that_is_not_recorded_and_it_goes
     worker.wait_ready(LATER).await;
     let load = Load::new(&scene.orders, "QC", 400);
     load.send(&amqp).await;
-    let red = eventually_ok(LATER, "the ledger is red", async || {
-        let Some((status, page)) = worker.readiness().await else {
-            return Err(Value::Null);
-        };
-        let checks = page["checks"].as_array().cloned().unwrap_or_default();
-        let red = checks
-            .into_iter()
-            .find(|c| c["name"] == "ledger" && c["state"] == "failing");
-        match red {
-            Some(red) if status == 503 => Ok(red),
-            _ => Err(page),
-        }
-    })
-    .await;
-    assert!(
-        red["cause"].as_str().is_some_and(|c| !c.is_empty()),
-        "{red}"
-    );
+    red_ledger(&worker).await;
     assert!(worker.is_running());
 
     // What was sent or told until now is in the file, as anyone can read it. Calls and events that
@@ -515,17 +451,6 @@ async fn on_a_full_disk_nothing_is_sent_or_told_that_is_not_recorded_and_it_goes
 
 // Helpers
 
-fn ledger_of(scene: &Scene) -> PathBuf {
-    scene.setup.dir().join("ledger")
-}
-
-/// A connection beside the worker's that reads what is committed.
-fn read(path: &Path) -> Connection {
-    let ledger = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-    ledger.busy_timeout(SOON).unwrap();
-    ledger
-}
-
 /// A connection to a ledger that no worker has open.
 fn write(path: &Path) -> Connection {
     Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap()
@@ -545,11 +470,6 @@ async fn newest_schema(scene: &Scene) -> i32 {
     worker.wait_ready(LATER).await;
     assert_eq!(worker.terminate(SOON).await, 0);
     version_of(&read(&path))
-}
-
-fn count(ledger: &Connection, table: &str, condition: &str) -> i64 {
-    let sql = format!("SELECT count(*) FROM {table} WHERE {condition}");
-    ledger.query_row(&sql, [], |row| row.get(0)).unwrap()
 }
 
 /// An order that was cancelled then, for a command of its own.
@@ -577,19 +497,6 @@ fn millis_ago(millis: i64) -> i64 {
     i64::try_from(now).unwrap() - millis
 }
 
-/// Sends a command; its events by their place.
-async fn told(amqp: &Amqp, results: &mut Inbox, command: &Command, count: usize) -> Vec<Message> {
-    amqp.send(command).await;
-    let mut events = results.collect(count, LATER).await;
-    events.sort_by_key(|event| event.body["index"].as_u64());
-    events
-}
-
-fn outcomes(events: &[Message]) -> Vec<String> {
-    let words = |event: &Message| format!("{} {}", event.order_no(), event.outcome());
-    events.iter().map(words).collect()
-}
-
 /// A worker with this ledger ends at once; the one line that says why.
 async fn cannot_use(scene: &Scene, path: &Path) -> String {
     // Root may write anywhere, so it gives that right up for its child.
@@ -605,13 +512,4 @@ async fn cannot_use(scene: &Scene, path: &Path) -> String {
     let setup = scene.setup.with("WDT_LEDGER__URL", path.display());
     let mut worker = setup.start_through(unprivileged, &["run"]);
     refuses_to_start(&mut worker, path).await
-}
-
-/// Waits for exit 1; the one line that says why, which names the file.
-async fn refuses_to_start(worker: &mut Worker, path: &Path) -> String {
-    assert_eq!(worker.exit_code(SOON).await, 1, "{}", worker.log());
-    let said = lines(worker, "wdt-cancel-worker: ");
-    assert_eq!(said.len(), 1, "not one line: {}", worker.log());
-    assert!(said[0].contains(&path.display().to_string()), "{}", said[0]);
-    said[0].clone()
 }

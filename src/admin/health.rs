@@ -149,7 +149,7 @@ fn ledger(snapshot: &Snapshot) -> Check {
             "ledger",
             Some(trouble.since),
             &trouble.cause,
-            "check the disk under ledger.url; nothing is sent or told until it takes writes",
+            trouble.remedy,
         ),
     }
 }

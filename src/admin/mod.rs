@@ -1,4 +1,5 @@
-//! The operators' listener: `/livez`, `/readyz` and `/metrics`.
+//! The operators' listener: `/livez`, `/readyz` and `/metrics`. It shows and does nothing else, and
+//! whoever can reach it can cost the worker no more than the bounds below.
 
 pub mod health;
 pub mod metrics;
@@ -12,10 +13,13 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::rules::desk::{Intake, Load};
 use crate::rules::lane::LaneReport;
@@ -25,6 +29,17 @@ use metrics::Metrics;
 /// A worker that has not looked up for this long is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 
+/// Connections served at a time; the next ones wait in the system's queue.
+const CONNECTIONS_MAX: usize = 64;
+/// For a request's head, so that one who dawdles does not keep a connection for long.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// A request's head, in bytes.
+const HEAD_MAX_BYTES: usize = 16 * 1024;
+/// A connection's whole life, for one who does not read his answer. Scrapers come again.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// After an error that only time mends, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
@@ -32,6 +47,8 @@ pub struct Trouble {
     pub since: Timestamp,
     /// Why.
     pub cause: String,
+    /// What would mend it, where whoever met it knows; else empty.
+    pub remedy: &'static str,
 }
 
 impl Trouble {
@@ -40,7 +57,14 @@ impl Trouble {
         Self {
             since,
             cause: cause.to_owned(),
+            remedy: "",
         }
+    }
+
+    /// With what would mend it.
+    #[must_use]
+    pub fn mended_by(self, remedy: &'static str) -> Self {
+        Self { remedy, ..self }
     }
 }
 
@@ -121,17 +145,44 @@ impl Admin {
             .route("/readyz", get(readyz))
             .route("/metrics", get(text_metrics))
             .with_state(Desk { snapshot, metrics });
-        let task = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "the admin listener ended");
-            }
-        });
+        let task = tokio::spawn(serve(listener, router));
         Ok(Self { address, task })
     }
 
     /// Stops listening.
     pub fn stop(self) {
         self.task.abort();
+    }
+}
+
+/// Serves until it is dropped, and its connections with it.
+async fn serve(listener: TcpListener, router: Router) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_MAX_BYTES);
+    loop {
+        while connections.try_join_next().is_some() {}
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "the admin listener");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        connections.spawn(async move {
+            // However it ends, nobody is to be told but the one at the other end.
+            drop(tokio::time::timeout(CONNECTION_TIMEOUT, connection).await);
+            drop(place);
+        });
     }
 }
 

@@ -175,7 +175,10 @@ impl Link {
         drop(settlements);
         // A link that gave up has nobody to hear it.
         let _ = stop.send(());
-        drop(tokio::time::timeout(CLOSE_TIMEOUT * 3, &mut task).await);
+        // One that failed was awaited then, and must not be again.
+        if !task.is_finished() {
+            drop(tokio::time::timeout(CLOSE_TIMEOUT * 3, &mut task).await);
+        }
         task.abort();
     }
 }

@@ -3,6 +3,7 @@
 pub mod bind;
 pub mod config;
 pub mod demo;
+pub mod ledger;
 pub mod run;
 pub mod sandbox;
 pub mod send;
@@ -43,6 +44,9 @@ enum Command {
     Demo(demo::Args),
     /// Runs an emulator of the Wangdian gateway, to try things out.
     Sandbox(sandbox::Args),
+    /// Backs the ledger up, restores it, and looks into it.
+    #[command(subcommand)]
+    Ledger(ledger::Args),
     /// Shows the settings in force and where each comes from.
     Config {
         /// As JSON.
@@ -123,6 +127,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Bind(args) => bind::run(args, broker(file)?).await,
         Command::Demo(args) => demo::run(args, broker(file)?).await,
         Command::Sandbox(args) => sandbox::run(args).await.map(|()| Exit::Done),
+        Command::Ledger(args) => ledger::run(args, &load(file)?.config),
         Command::Config { json } => {
             config::run(&load(file)?, json, &mut std::io::stdout().lock())?;
             Ok(Exit::Done)

@@ -356,13 +356,20 @@ fn show_urls(text: &str) -> String {
 }
 
 /// A wrong value as an error repeats it: not for ever, and not what stands before the host of a
-/// URL, which may be a password.
+/// URL, which may be a password, or in its query, which may be signed.
 fn quote(value: &Value) -> String {
     match value {
-        Value::Untyped(text) | Value::Text(text) => match text.rsplit_once('@') {
-            Some((_, host)) => shorten(&format!("{:?}", format!("***@{host}"))),
-            None => shorten(&format!("{text:?}")),
-        },
+        Value::Untyped(text) | Value::Text(text) => {
+            let (text, query) = match text.split_once('?') {
+                Some((address, _)) if address.contains("://") => (address, "?***"),
+                _ => (text.as_str(), ""),
+            };
+            let shown = match text.rsplit_once('@') {
+                Some((_, host)) => format!("***@{host}{query}"),
+                None => format!("{text}{query}"),
+            };
+            shorten(&format!("{shown:?}"))
+        }
         Value::List(entries) => shorten(&format!("{entries:?}")),
         Value::Integer(_) | Value::Bool(_) | Value::Other(_) => shorten(&value.to_string()),
     }

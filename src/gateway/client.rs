@@ -43,6 +43,10 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// How much of an answer that cannot be read is shown, in characters.
 const EXCERPT_MAX_CHARS: usize = 80;
+/// What is shown of a credential in an answer.
+const CROSSED_OUT: &str = "***";
+/// The shortest credential that is crossed out of an answer, in bytes.
+const HIDDEN_MIN_BYTES: usize = 8;
 /// How much of the HTTP stack's own words is passed on, in characters.
 const ERROR_MAX_CHARS: usize = 200;
 /// Asked for by number there are the document and its `-1` documents.
@@ -324,7 +328,7 @@ impl Client {
         signed: &Signed<'_>,
         parse: fn(&[u8]) -> Result<Reply<T>, String>,
     ) -> CallEnd<T> {
-        let body = body.map(|body| without(&signed.sign, body));
+        let body = body.map(|body| without(&self.hidden(signed), body));
         let garbled = |what: String| CallEnd::Garbled { what, retry_after };
         let body = match (status, body) {
             (429, _) => return CallEnd::Throttled { retry_after },
@@ -367,24 +371,56 @@ impl Client {
         }
     }
 
-    /// Whether an answer holds what must not get into a log.
+    /// What must not be shown, in lower case, as it is and as a URL has it. What is short is in many
+    /// a text by chance, order numbers among them, and must not be crossed out there.
+    fn hidden(&self, signed: &Signed<'_>) -> Vec<String> {
+        let Credentials { key, secret, .. } = &self.credentials;
+        let long = [key.as_str(), secret.salt()]
+            .into_iter()
+            .filter(|text| text.len() >= HIDDEN_MIN_BYTES);
+        let mut hidden = Vec::new();
+        for text in long.chain([signed.sign.as_str()]) {
+            let mut url = self.url.0.clone();
+            url.query_pairs_mut().append_key_only(text);
+            hidden.push(text.to_ascii_lowercase());
+            hidden.extend(url.query().map(str::to_ascii_lowercase));
+        }
+        hidden
+    }
+
+    /// Whether an answer holds what must not get into a log, or held it.
     fn repeats_request(&self, body: &[u8], signed: &Signed<'_>) -> bool {
         let Credentials { key, secret, .. } = &self.credentials;
-        let body = String::from_utf8_lossy(body);
-        [key.as_str(), secret.salt(), &signed.sign, "sign="]
-            .iter()
-            .any(|secret| body.contains(secret))
+        let body = String::from_utf8_lossy(body).to_ascii_lowercase();
+        let short =
+            [key.as_str(), secret.salt(), "sign=", CROSSED_OUT].map(str::to_ascii_lowercase);
+        let mut hidden = self.hidden(signed).into_iter().chain(short);
+        hidden.any(|text| body.contains(&text))
     }
 }
 
-/// The body with the signature crossed out: the gateway's words go into events, logs and health. One
-/// that is not UTF-8 is no answer, and what is shown of it is checked for the signature by itself.
-fn without(sign: &str, body: Vec<u8>) -> Vec<u8> {
-    match String::from_utf8(body) {
-        Ok(text) if text.contains(sign) => text.replace(sign, "***").into_bytes(),
-        Ok(text) => text.into_bytes(),
-        Err(error) => error.into_bytes(),
+/// The body with these crossed out, in whatever case: the gateway's words go into events, logs and
+/// health. One that is not UTF-8 is no answer, and what is shown of it is checked by itself.
+fn without(hidden: &[String], body: Vec<u8>) -> Vec<u8> {
+    let mut text = match String::from_utf8(body) {
+        Ok(text) => text,
+        Err(error) => return error.into_bytes(),
+    };
+    for secret in hidden {
+        let lower = text.to_ascii_lowercase();
+        let mut kept = 0;
+        let mut clean = String::new();
+        for (at, _) in lower.match_indices(secret.as_str()) {
+            clean.push_str(&text[kept..at]);
+            clean.push_str(CROSSED_OUT);
+            kept = at + secret.len();
+        }
+        if kept > 0 {
+            clean.push_str(&text[kept..]);
+            text = clean;
+        }
     }
+    text.into_bytes()
 }
 
 /// Why a body was not read to its end.

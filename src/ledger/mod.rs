@@ -7,8 +7,11 @@
 //! One thread owns the store. Whatever has gathered while the last group was written makes the next
 //! one: one transaction, one flush to the disk. Claims are answered first and see only what is
 //! durable. A write that fails is tried again until it succeeds or the worker stops; meanwhile
-//! nothing is sent and nothing is told, for both wait for their record.
+//! nothing is sent and nothing is told, for both wait for their record. A ledger that turns out to be
+//! damaged, or whose file is gone, is not asked again: what it would say is worth nothing.
 
+pub mod copy;
+mod open;
 mod runs;
 mod schema;
 mod sqlite;
@@ -27,14 +30,14 @@ use crate::rules::desk::{Claim, Claimed, LaneId, Record, RecordId, SendList};
 use crate::rules::order::AccountName;
 use crate::rules::poison::{Digest, Past};
 
-pub use sqlite::OpenError;
+pub use open::OpenError;
 use sqlite::Store;
 
 /// Requests written in one transaction at most, so that the first of them does not wait for long.
 const GROUP_MAX: usize = 1024;
 /// Between tries of a write that failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Between prunings.
+/// Between prunings, and looks whether the file is still there.
 const PRUNE_EVERY: Duration = Duration::from_secs(1);
 /// Rows of each table forgotten in one pruning: a step short enough to be unnoticed.
 const PRUNE_ROWS: u32 = 500;
@@ -78,7 +81,47 @@ pub enum Health {
         since: Timestamp,
         /// What the store says.
         cause: String,
+        /// What would mend it.
+        remedy: &'static str,
     },
+}
+
+const ROOM_NEEDED: &str = "free room on the disk under ledger.url; nothing is sent or told until it takes writes, and then it goes on by itself";
+const DISK_NEEDED: &str =
+    "check the disk under ledger.url; nothing is sent or told until it takes writes";
+const BACKUP_NEEDED: &str = "stop the worker and restore a back-up: wdt-cancel-worker ledger restore FILE; nothing is sent or told until then";
+
+/// What is wrong with the store.
+#[derive(Debug, Clone)]
+struct Fault {
+    cause: String,
+    remedy: &'static str,
+    /// Trying again mends nothing.
+    is_final: bool,
+}
+
+impl Fault {
+    fn of(error: &rusqlite::Error) -> Self {
+        let is_final = open::is_damage(error);
+        let full = error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
+        Self {
+            cause: error.to_string(),
+            remedy: match (is_final, full) {
+                (true, _) => BACKUP_NEEDED,
+                (false, true) => ROOM_NEEDED,
+                (false, false) => DISK_NEEDED,
+            },
+            is_final,
+        }
+    }
+
+    fn not_in_place() -> Self {
+        Self {
+            cause: "the ledger's file was removed or replaced while in use".to_owned(),
+            remedy: BACKUP_NEEDED,
+            is_final: true,
+        }
+    }
 }
 
 enum Request {
@@ -110,6 +153,7 @@ pub struct Ledger {
     requests: Sender<Request>,
     health: watch::Receiver<Health>,
     commits: watch::Receiver<Commits>,
+    restored_at: Option<Timestamp>,
     thread: JoinHandle<()>,
 }
 
@@ -141,6 +185,7 @@ impl Ledger {
         let now = Timestamp::now();
         let recent_calls = store.recent_calls(now, CALLS_KEPT).map_err(failed)?;
         let past = store.past(now).map_err(failed)?;
+        let restored_at = store.restored_at();
         let (requests, inbox) = channel();
         let (health_tx, health) = watch::channel(Health::Well);
         let (commits_tx, commits) = watch::channel(Commits::default());
@@ -152,6 +197,8 @@ impl Ledger {
             commits: commits_tx,
             retention,
             pruned_at: Instant::now(),
+            in_work: None,
+            in_tidying: None,
         };
         let thread = std::thread::Builder::new()
             .name("ledger".into())
@@ -161,6 +208,7 @@ impl Ledger {
             requests,
             health,
             commits,
+            restored_at,
             thread,
         };
         Ok(Opened {
@@ -222,6 +270,12 @@ impl Ledger {
         self.health.clone()
     }
 
+    /// When this ledger, once a back-up, was put to use: orders may have been sent of which it
+    /// knows nothing.
+    pub fn restored_at(&self) -> Option<Timestamp> {
+        self.restored_at
+    }
+
     /// What it wrote so far.
     pub fn commits(&self) -> Commits {
         *self.commits.borrow()
@@ -249,6 +303,10 @@ struct Keeper {
     commits: watch::Sender<Commits>,
     retention: Duration,
     pruned_at: Instant,
+    /// What keeps the worker's requests from being done.
+    in_work: Option<Fault>,
+    /// What keeps the old from being forgotten.
+    in_tidying: Option<Fault>,
 }
 
 impl Keeper {
@@ -265,7 +323,7 @@ impl Keeper {
             }
             if self.pruned_at.elapsed() >= PRUNE_EVERY {
                 self.pruned_at = Instant::now();
-                self.prune();
+                self.tidy();
             }
         }
     }
@@ -326,36 +384,74 @@ impl Keeper {
     /// Tries until it works; `None` when the worker stops meanwhile.
     fn until_it_works<T>(&mut self, work: impl Fn(&mut Store) -> rusqlite::Result<T>) -> Option<T> {
         loop {
-            match work(&mut self.store) {
-                Ok(result) => {
-                    if *self.health.borrow() != Health::Well {
-                        info!("the ledger works again");
-                        self.health.send_replace(Health::Well);
+            if !self.is_beyond_repair() {
+                match work(&mut self.store) {
+                    Ok(result) => {
+                        self.in_work = None;
+                        self.show();
+                        return Some(result);
                     }
-                    return Some(result);
+                    Err(error) => self.in_work = Some(Fault::of(&error)),
                 }
-                Err(error) => {
-                    if *self.health.borrow() == Health::Well {
-                        error!(%error, "the ledger fails; nothing is sent or told until it works again");
-                        self.health.send_replace(Health::Failing {
-                            since: Timestamp::now(),
-                            cause: error.to_string(),
-                        });
-                    }
-                    if self.done.is_closed() {
-                        return None;
-                    }
-                    std::thread::sleep(RETRY_PAUSE);
-                }
+                self.show();
             }
+            if self.done.is_closed() {
+                return None;
+            }
+            std::thread::sleep(RETRY_PAUSE);
         }
     }
 
-    fn prune(&mut self) {
-        let before = crate::rules::time::earlier(Timestamp::now(), self.retention);
-        if let Err(error) = self.store.prune(before, PRUNE_ROWS, CALLS_KEPT) {
-            tracing::warn!(%error, "the ledger could not forget what is old; it is tried again");
+    fn is_beyond_repair(&self) -> bool {
+        let is_final = |fault: &Option<Fault>| fault.as_ref().is_some_and(|f| f.is_final);
+        is_final(&self.in_work) || is_final(&self.in_tidying)
+    }
+
+    /// Forgets what is old, and looks whether the file is still there.
+    fn tidy(&mut self) {
+        if self.is_beyond_repair() {
+            return;
         }
+        let before = crate::rules::time::earlier(Timestamp::now(), self.retention);
+        let pruned = self.store.prune(before, PRUNE_ROWS, CALLS_KEPT);
+        self.in_tidying = pruned.err().map(|error| Fault::of(&error));
+        if !self.store.is_in_place() {
+            self.in_tidying = Some(Fault::not_in_place());
+        }
+        self.show();
+    }
+
+    /// Says a change once, in the log and for readiness.
+    fn show(&self) {
+        let fault = self.in_work.as_ref().or(self.in_tidying.as_ref());
+        let shown = self.health.borrow().clone();
+        let (since, shown) = match shown {
+            Health::Well => (Timestamp::now(), None),
+            Health::Failing { since, cause, .. } => (since, Some(cause)),
+        };
+        let Some(fault) = fault else {
+            if shown.is_some() {
+                info!("the ledger works again");
+                self.health.send_replace(Health::Well);
+            }
+            return;
+        };
+        let Fault { cause, remedy, .. } = fault;
+        if shown.as_ref() == Some(cause) {
+            return;
+        }
+        if fault.is_final {
+            error!(%cause, remedy, "the ledger cannot be trusted; nothing is sent or told any more");
+        } else if self.in_work.is_some() {
+            error!(%cause, remedy, "the ledger fails; nothing is sent or told until it works again");
+        } else {
+            error!(%cause, remedy, "the ledger cannot forget what is old");
+        }
+        self.health.send_replace(Health::Failing {
+            since,
+            cause: cause.clone(),
+            remedy,
+        });
     }
 }
 

@@ -13,7 +13,7 @@ use rusqlite::{Connection, TransactionBehavior};
 pub(super) const APPLICATION_ID: i32 = 0x7764_746c;
 
 /// The first makes schema 1 of an empty file, each next one the next schema of the one before.
-const MIGRATIONS: &[&str] = &[ORDERS_RESULTS_CALLS, RUNS_TRIALS];
+const MIGRATIONS: &[&str] = &[ORDERS_RESULTS_CALLS, RUNS_TRIALS, MARKS];
 
 /// The schema of this version.
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
@@ -68,6 +68,16 @@ CREATE TABLE trials (
     is_on      INTEGER NOT NULL, -- 1 while it is on trial
     changed_at INTEGER NOT NULL
 );
+";
+
+/// One row: what a ledger says of itself.
+const MARKS: &str = "
+CREATE TABLE marks (
+    commits     INTEGER NOT NULL, -- how many there were; see the witness in `open`
+    is_copy     INTEGER NOT NULL, -- 1: a back-up that no worker has opened yet
+    restored_at INTEGER           -- when a worker first opened what had been a back-up
+);
+INSERT INTO marks VALUES (0, 0, NULL);
 ";
 
 /// Brings a file of schema `found` (0: an empty one) to this version's.

@@ -1,19 +1,18 @@
 //! The embedded store: one SQLite file, opened by one worker at a time.
 //!
 //! Write-ahead log with a flush at every commit (`synchronous = FULL`): a committed group survives
-//! the loss of power. The file is SQLite's own format, so anyone can look into it, and a copy can be
-//! made while the worker runs (`sqlite3 LEDGER ".backup COPY"`).
+//! the loss of power. The file is SQLite's own format, so anyone can look into it.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use md5::{Digest as _, Md5};
-use rusqlite::{Connection, ErrorCode, MAIN_DB, OptionalExtension as _, Row, Transaction, params};
+use rusqlite::{Connection, MAIN_DB, OpenFlags, OptionalExtension as _, Row, Transaction, params};
 
-use super::schema::{self, APPLICATION_ID};
+use super::open::{self, Held, OpenError, Seen};
+use super::schema;
 use crate::rules::admit::Fingerprint;
 use crate::rules::desk::{
     Claim, Claimed, LaneId, OrderRow, OrderState, Record, ResultRow, SendList,
@@ -26,87 +25,67 @@ const CACHE_KIB: i32 = 16 * 1024;
 /// longer; with these the longest commit measured was 20 ms.
 const WAL_PAGES: i32 = 1000;
 
-/// Why a ledger cannot be opened. Each says what would do.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another worker has it.
-    #[error("the ledger {} is in use by another worker; stop that one, or give this one a ledger.url of its own", .0.display())]
-    Locked(PathBuf),
-    /// The file or its folder cannot be used.
-    #[error("the ledger {} cannot be opened: {error}; check the folder and its permissions", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        error: std::io::Error,
-    },
-    /// It can be read, and nothing more.
-    #[error("the ledger {} can only be read; give the worker leave to write it", .0.display())]
-    ReadOnly(PathBuf),
-    /// It is not a ledger.
-    #[error("{} is not a ledger of this worker; name another file in ledger.url", .0.display())]
-    Foreign(PathBuf),
-    /// A later version wrote it.
-    #[error("the ledger {} has schema {found}, this version knows {}; start the version that wrote it", path.display(), schema::VERSION)]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its schema.
-        found: i32,
-    },
-    /// The store says no.
-    #[error("the ledger {} cannot be used: {error}", path.display())]
-    Store {
-        /// The file.
-        path: PathBuf,
-        /// What it says.
-        error: rusqlite::Error,
-    },
-    /// No thread could be started for it.
-    #[error("no thread for the ledger: {0}")]
-    Thread(std::io::Error),
-}
-
 /// An open ledger.
 pub(super) struct Store {
     pub(super) connection: Connection,
     accounts: Vec<AccountName>,
     lanes: HashMap<AccountName, LaneId>,
-    /// Held as long as the ledger is open; the system lets go of it even if the worker is killed.
-    _lock: File,
+    /// The number of the last commit.
+    commits: u64,
+    restored_at: Option<Timestamp>,
+    held: Held,
 }
 
 impl Store {
     pub(super) fn open(path: &Path, accounts: Vec<AccountName>) -> Result<Self, OpenError> {
-        let lock = lock(path)?;
-        let (mut connection, [application_id, found, tables]) =
-            look(path).map_err(|error| OpenError::store(path, error))?;
-        let is_new = application_id == 0 && found == 0 && tables == 0;
-        if !is_new && (application_id != APPLICATION_ID || found < 1) {
-            return Err(OpenError::Foreign(path.into()));
-        }
-        if found > schema::VERSION {
-            return Err(OpenError::Newer {
-                path: path.into(),
-                found,
-            });
-        }
+        let held = open::hold(path)?;
+        open::examine_outside(path, &held)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
+        let Seen {
+            mut connection,
+            schema,
+        } = open::look(&held.path, flags)?;
+        open::examine_inside(path, &mut connection)?;
         let read_only = connection.is_readonly(MAIN_DB);
         if read_only.map_err(|error| OpenError::store(path, error))? {
             return Err(OpenError::ReadOnly(path.into()));
         }
-        prepare(&mut connection, found).map_err(|error| OpenError::store(path, error))?;
+        let store_error = |error| OpenError::store(path, error);
+        prepare(&mut connection, schema).map_err(store_error)?;
+        let marks = Marks::read(&connection).map_err(store_error)?;
+        if marks.commits < held.witnessed() && !marks.is_copy {
+            return Err(OpenError::Lost {
+                path: path.into(),
+                found: marks.commits,
+                witnessed: held.witnessed(),
+            });
+        }
+        held.witness(marks.commits)
+            .map_err(|error| OpenError::file(path, error))?;
         let lanes = accounts
             .iter()
             .enumerate()
             .map(|(i, name)| (name.clone(), LaneId(i)))
             .collect();
         Ok(Self {
+            commits: marks.commits,
+            restored_at: marks.opened(&connection).map_err(store_error)?,
             connection,
             accounts,
             lanes,
-            _lock: lock,
+            held,
         })
+    }
+
+    /// When this ledger, once the copy of another, was put to use; what happened between is not
+    /// in it.
+    pub(super) fn restored_at(&self) -> Option<Timestamp> {
+        self.restored_at
+    }
+
+    /// False when the file is not the one that was opened.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.held.is_in_place()
     }
 
     pub(super) fn recent_calls(
@@ -170,6 +149,8 @@ impl Store {
         Ok(Writing {
             transaction: self.connection.transaction()?,
             accounts: &self.accounts,
+            commits: &mut self.commits,
+            held: &self.held,
         })
     }
 
@@ -210,6 +191,8 @@ impl Store {
 pub(super) struct Writing<'a> {
     pub(super) transaction: Transaction<'a>,
     accounts: &'a [AccountName],
+    commits: &'a mut u64,
+    held: &'a Held,
 }
 
 impl Writing<'_> {
@@ -290,57 +273,61 @@ impl Writing<'_> {
     }
 
     pub(super) fn commit(self) -> rusqlite::Result<()> {
-        self.transaction.commit()
+        let commit = *self.commits + 1;
+        self.transaction
+            .prepare_cached("UPDATE marks SET commits = ?1")?
+            .execute([commit.cast_signed()])?;
+        self.transaction.commit()?;
+        *self.commits = commit;
+        // The commit is durable whether or not it is witnessed.
+        if let Err(error) = self.held.witness(commit) {
+            tracing::debug!(%error, "a commit was not witnessed");
+        }
+        Ok(())
+    }
+}
+
+/// What a ledger says of itself.
+pub(super) struct Marks {
+    commits: u64,
+    /// Made by [`super::copy`], and no worker has opened it yet.
+    is_copy: bool,
+    restored_at: Option<Timestamp>,
+}
+
+impl Marks {
+    pub(super) fn read(connection: &Connection) -> rusqlite::Result<Self> {
+        connection.query_row(
+            "SELECT commits, is_copy, restored_at FROM marks",
+            [],
+            |row| {
+                let restored_at: Option<i64> = row.get(2)?;
+                Ok(Self {
+                    commits: row.get::<_, i64>(0)?.cast_unsigned(),
+                    is_copy: row.get(1)?,
+                    restored_at: restored_at.map(timestamp).transpose()?,
+                })
+            },
+        )
+    }
+
+    /// A copy that is opened is a restored ledger from now on.
+    fn opened(self, connection: &Connection) -> rusqlite::Result<Option<Timestamp>> {
+        if !self.is_copy {
+            return Ok(self.restored_at);
+        }
+        let now = Timestamp::now();
+        connection.execute(
+            "UPDATE marks SET is_copy = 0, restored_at = ?1",
+            [now.as_millisecond()],
+        )?;
+        Ok(Some(now))
     }
 }
 
 const WAITING: u8 = 0;
 const SENT: u8 = 1;
 const ENDED: u8 = 2;
-
-fn lock(path: &Path) -> Result<File, OpenError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let file_error = |error| OpenError::File {
-        path: path.into(),
-        error,
-    };
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(PathBuf::from(name))
-        .map_err(file_error)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::Locked(path.into())),
-        Err(std::fs::TryLockError::Error(error)) => Err(file_error(error)),
-    }
-}
-
-impl OpenError {
-    pub(super) fn store(path: &Path, error: rusqlite::Error) -> Self {
-        let path = path.into();
-        match error.sqlite_error_code() {
-            Some(ErrorCode::NotADatabase) => Self::Foreign(path),
-            Some(ErrorCode::ReadOnly) => Self::ReadOnly(path),
-            _ => Self::Store { path, error },
-        }
-    }
-}
-
-/// Opens a file without changing it; its application id, its schema's version, how many tables.
-fn look(path: &Path) -> rusqlite::Result<(Connection, [i32; 3])> {
-    let connection = Connection::open(path)?;
-    connection.busy_timeout(Duration::from_secs(5))?;
-    let number = |sql: &str| connection.query_row(sql, [], |row| row.get(0));
-    let found = [
-        number("PRAGMA application_id")?,
-        number("PRAGMA user_version")?,
-        number("SELECT count(*) FROM sqlite_schema")?,
-    ];
-    Ok((connection, found))
-}
 
 fn prepare(connection: &mut Connection, found: i32) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -590,7 +577,7 @@ mod tests {
             .unwrap();
         let newer = schema::VERSION + 1;
         assert!(matches!(open(), Err(OpenError::Newer { found, .. }) if found == newer));
-        let _held = lock(&path).unwrap();
+        let _held = open::hold(&path).unwrap();
         assert!(matches!(open(), Err(OpenError::Locked(_))));
     }
 }

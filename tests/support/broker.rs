@@ -405,16 +405,31 @@ impl Vhost {
     /// Where clients connect as a user that this call makes, who may do everything here.
     pub async fn url_of_another_user(&self) -> String {
         let user = format!("user-of-{}", self.name);
+        self.url_of_a_user(&user, &user).await
+    }
+
+    /// The same, for a user of this name with this password.
+    pub async fn url_of_a_user(&self, user: &str, password: &str) -> String {
         self.inside
             .order(&format!(
                 r#"U = <<"{user}">>, Everything = <<".*">>,
-                rabbit_auth_backend_internal:add_user(U, U, <<"test">>),
+                rabbit_auth_backend_internal:add_user(U, <<"{password}">>, <<"test">>),
                 rabbit_auth_backend_internal:set_permissions(
                     U, <<"{}">>, Everything, Everything, Everything, <<"test">>)"#,
                 self.name
             ))
             .await;
-        self.url().replace("guest:guest", &format!("{user}:{user}"))
+        let credentials = format!("{user}:{password}");
+        self.url().replace("guest:guest", &credentials)
+    }
+
+    /// From now on the broker copies every publication into the exchange `amq.rabbitmq.trace`, with
+    /// the routing key `publish.EXCHANGE`.
+    pub async fn trace(&self) {
+        let name = &self.name;
+        self.inside
+            .order(&format!(r#"rabbit_trace:start(<<"{name}">>)"#))
+            .await;
     }
 
     /// All its queues, by name.

@@ -13,6 +13,7 @@
 pub mod amqp;
 pub mod broker;
 pub mod chance;
+pub mod disk;
 pub mod eventually;
 pub mod gateway;
 pub mod orders;

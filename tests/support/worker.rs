@@ -68,6 +68,12 @@ impl Setup {
         self
     }
 
+    /// Without this variable.
+    pub fn without(mut self, name: &str) -> Self {
+        self.vars.remove(name);
+        self
+    }
+
     /// Adds or replaces an account's credentials.
     pub fn account(self, name: &str, account: &Account) -> Self {
         let prefix = format!("WDT_ACCOUNTS__{}", name.to_uppercase());
@@ -94,9 +100,24 @@ impl Setup {
     /// Starts it by a command that sets something up and becomes the program that follows it.
     pub fn start_through(&self, command: &[&str], args: &[&str]) -> Worker {
         let admin = free_port();
-        let mut vars = self.vars.clone();
         let listen = format!("127.0.0.1:{admin}");
+        let mut vars = self.vars.clone();
         vars.entry("WDT_ADMIN__LISTEN".into()).or_insert(listen);
+        self.start_as(command, args, vars, admin)
+    }
+
+    /// Starts `run` through such a command, with nothing said of where the admin listener is.
+    pub fn start_with_default_listener(&self, command: &[&str]) -> Worker {
+        self.start_as(command, &["run"], self.vars.clone(), 9464)
+    }
+
+    fn start_as(
+        &self,
+        command: &[&str],
+        args: &[&str],
+        mut vars: BTreeMap<String, String>,
+        admin: u16,
+    ) -> Worker {
         // The developer's own shell must not decide anything.
         for (name, value) in [("PATH", PATH), ("RUST_BACKTRACE", "1")] {
             vars.entry(name.into()).or_insert_with(|| value.into());
@@ -156,6 +177,16 @@ impl Worker {
             .lines()
             .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
         line.split(' ').next()?.parse().ok()
+    }
+
+    /// The admin listener's port.
+    pub fn admin(&self) -> u16 {
+        self.admin
+    }
+
+    /// Waits for its end, however it ends.
+    pub async fn ended(&mut self, limit: Duration) {
+        self.process.end_within(limit).await;
     }
 
     /// The process id.

@@ -388,6 +388,7 @@ impl Desk {
             return self.forget(key);
         }
         let lane = &mut self.lanes[order.lane.0];
+        let is_hidden = self.gap.is_some_and(|gap| gap.hides(now, row.as_ref()));
         let doubt = match row.as_ref().map(|row| &row.state) {
             None => None,
             Some(OrderState::Ended(Ending::Cancelled, at)) => {
@@ -415,7 +416,16 @@ impl Desk {
                 Some("the worker stopped before an answer was recorded")
             }
         };
+        // Of a command that was in hand when the ledger was lost it is likely, of another it is not:
+        // that one is sent, and only a no is looked into.
+        let mut waiters = order.waiters.iter();
+        let was_in_hand = waiters.any(|(c, _)| self.commands.get(c).is_some_and(|c| c.redelivered));
+        let doubt = doubt.or((is_hidden && was_in_hand)
+            .then_some("the ledger was restored from a back-up, and it may have been sent before"));
         let Some(what) = doubt else {
+            if is_hidden {
+                order.tries.doubt();
+            }
             order.phase = Phase::Waiting;
             lane.send(key);
             return;

@@ -34,6 +34,8 @@ mod telling;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::lane::{Lane, LaneReport, OrderKey};
 use super::next::Retry;
 use super::order::{AccountName, CommandId, OrderNo};
@@ -73,6 +75,27 @@ pub struct AccountPolicy {
     pub max_orders_per_call: u32,
 }
 
+/// The ledger was restored from a back-up: of what happened between that and the restore it knows
+/// nothing, so any order may have been sent then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// What is recorded from then on can be trusted again.
+    pub restored_at: Timestamp,
+    /// By then what was sent in the gap would have been forgotten anyhow.
+    pub until: Timestamp,
+}
+
+impl Gap {
+    /// Whether something may have been recorded of an order that is lost, this being what is left.
+    fn hides(self, now: Now, left: Option<&OrderRow>) -> bool {
+        let recorded_at = left.map(|row| match &row.state {
+            OrderState::Ended(_, at) => *at,
+            OrderState::Waiting | OrderState::Sent => row.since,
+        });
+        now.wall < self.until && recorded_at.is_none_or(|at| at < self.restored_at)
+    }
+}
+
 /// Whether commands are taken from the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Intake {
@@ -103,6 +126,7 @@ pub struct Load {
 pub struct Desk {
     policy: Policy,
     rng: fastrand::Rng,
+    gap: Option<Gap>,
     lanes: Vec<Lane>,
     lane_ids: HashMap<AccountName, LaneId>,
     /// In the sequence of their arrival, so that the same events have the same answers.
@@ -141,6 +165,7 @@ impl Desk {
         Self {
             policy,
             rng,
+            gap: None,
             lanes,
             lane_ids,
             commands: BTreeMap::new(),
@@ -161,6 +186,11 @@ impl Desk {
     /// A call that an earlier run made `ago` still counts against the minute.
     pub fn remember_call(&mut self, lane: LaneId, now: Mono, ago: Duration) {
         self.lanes[lane.0].remember_call(now, ago);
+    }
+
+    /// The ledger knows nothing of this time.
+    pub fn remember_gap(&mut self, gap: Gap) {
+        self.gap = Some(gap);
     }
 
     fn number(&mut self) -> u64 {
