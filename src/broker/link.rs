@@ -450,7 +450,8 @@ impl Watching<'_> {
     ///
     /// One look proves nothing: the broker may have counted before it took a subscription that was
     /// made meanwhile, and a message may be on its way. So two in a row must find the same consumer
-    /// idle, with nothing delivered in between.
+    /// idle, with nothing delivered in between, though it had room: what is in hand may be there for
+    /// long, so it must not hide the silence.
     async fn look(&self) -> Result<Infallible, SessionError> {
         let channel = self.publishing.create_channel().await?;
         let mut suspect: Option<Mark> = None;
@@ -475,7 +476,8 @@ impl Watching<'_> {
             };
             self.progress.looked(queue.message_count().into());
             let is_odd = queue.message_count() > 0 || queue.consumer_count() == 0;
-            let now = mark.filter(|_| is_odd && self.deliveries.lock().is_empty());
+            let has_room = self.deliveries.lock().len() < usize::from(self.settings.prefetch);
+            let now = mark.filter(|_| is_odd && has_room);
             if now.is_some() && now == suspect {
                 return Err(SessionError::Silent);
             }
