@@ -225,6 +225,45 @@ impl Amqp {
         }
     }
 
+    /// Connects once; `None` when that does not work.
+    pub async fn try_connect(url: &str) -> Option<Self> {
+        let opening = async {
+            let named = ConnectionProperties::default().with_connection_name(KIT_CONNECTION.into());
+            let connection = Connection::connect(url, named).await?;
+            let channel = connection.create_channel().await?;
+            channel
+                .confirm_select(ConfirmSelectOptions::default())
+                .await?;
+            Ok::<_, lapin::Error>(Self {
+                connection,
+                channel,
+            })
+        };
+        timeout(LIMIT, opening).await.ok()?.ok()
+    }
+
+    /// Publishes a command once; `true` when the broker says that it is in the queue.
+    pub async fn try_send(&self, command: &Command) -> bool {
+        let sending = async {
+            let mandatory = BasicPublishOptions {
+                mandatory: true,
+                ..BasicPublishOptions::default()
+            };
+            let written = self.channel.basic_publish(
+                "".into(),
+                COMMANDS.into(),
+                mandatory,
+                &command.body,
+                command.properties(),
+            );
+            written.await?.await
+        };
+        matches!(
+            timeout(LIMIT, sending).await,
+            Ok(Ok(Confirmation::Ack(None)))
+        )
+    }
+
     /// Publishes a command to the contract's queue; returns when the broker has it in the queue.
     pub async fn send(&self, command: &Command) {
         self.send_to(COMMANDS, command).await;

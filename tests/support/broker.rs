@@ -131,7 +131,7 @@ impl Broker {
             node.ready().await?;
         }
         for node in nodes {
-            let running = "length(rabbit_nodes:list_running())";
+            let running = "length([node() | nodes()])";
             eventually_ok(
                 START_LIMIT,
                 "three nodes are one cluster",
@@ -479,6 +479,8 @@ pub struct Consumer {
     /// 0 is no bound.
     pub prefetch: u64,
     pub manual_ack: bool,
+    /// False while the node that it was connected to is away: it may come back with it.
+    pub connected: bool,
 }
 
 /// A virtual host of the test's own: nobody else's queues, consumers or connections.
@@ -581,16 +583,64 @@ impl Vhost {
 
     /// All consumers.
     pub async fn consumers(&self) -> Vec<Consumer> {
-        self.inside
-            .ask(&format!(
-                r#"[#{{queue => element(4, proplists:get_value(queue_name, C)),
-                     tag => proplists:get_value(consumer_tag, C),
-                     prefetch => proplists:get_value(prefetch_count, C),
-                     manual_ack => proplists:get_value(ack_required, C)}}
-                   || C <- rabbit_amqqueue:consumers_all(<<"{}">>)]"#,
-                self.name
-            ))
-            .await
+        let consumers = format!(
+            r#"[#{{queue => element(4, proplists:get_value(queue_name, C)),
+                 tag => proplists:get_value(consumer_tag, C),
+                 prefetch => proplists:get_value(prefetch_count, C),
+                 manual_ack => proplists:get_value(ack_required, C),
+                 connected => lists:member(
+                     node(proplists:get_value(channel_pid, C)), [node() | nodes()])}}
+               || C <- rabbit_amqqueue:consumers_all(<<"{}">>)]"#,
+            self.name
+        );
+        // A queue whose leader is gone cannot be asked for a moment.
+        let what = format!("the consumers of {} can be read", self.name);
+        eventually_ok(BETWEEN_LIMIT, &what, async || {
+            self.inside.try_ask(&consumers).await
+        })
+        .await
+    }
+
+    /// The node that leads a quorum queue, by its AMQP port.
+    pub async fn leader(&self, queue: &str) -> u16 {
+        let leader = self.of_members(
+            queue,
+            "{ok, _, {_, Leader}} = ra:members({Name, node()}, 5000), atom_to_binary(Leader)",
+        );
+        let what = format!("{queue} has a leader");
+        eventually_ok(BETWEEN_LIMIT, &what, async || {
+            let node: String = self.inside.try_ask(&leader).await?;
+            let port = node.strip_prefix("wdt-").and_then(|n| n.split('@').next());
+            port.and_then(|port| port.parse().ok()).ok_or(node)
+        })
+        .await
+    }
+
+    /// Waits until this node has its member of a quorum queue of three, at work.
+    pub async fn has_member(&self, limit: Duration, queue: &str) {
+        let members = self.of_members(
+            queue,
+            "{ok, _, _} = ra:local_query({Name, node()}, fun rabbit_fifo:overview/1),
+            {ok, Members, _} = ra:members({Name, node()}, 5000), length(Members)",
+        );
+        let what = format!("the node at {} has a member of {queue}", self.port);
+        eventually_ok(limit, &what, async || {
+            match self.inside.try_ask::<usize>(&members).await {
+                Ok(3) => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+    }
+
+    fn of_members(&self, queue: &str, expression: &str) -> String {
+        format!(
+            r#"begin
+                {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{}">>, queue, <<"{queue}">>)),
+                {{Name, _}} = amqqueue:get_pid(Q), {expression}
+            end"#,
+            self.name
+        )
     }
 
     /// Makes a quorum queue forget its consumers without a word to them; tells how many.
