@@ -864,7 +864,9 @@ fn a_delivery_held_for_long_goes_back_with_a_record() {
 /// may wait: it goes round once for each hold, and no faster.
 #[test]
 fn what_cannot_be_handled_now_does_not_spin() {
-    let stopped = || reply(6, "ip限制", None);
+    fn stopped<T>() -> CallEnd<T> {
+        reply(6, "ip限制", None)
+    }
     let mut bench = Bench::new();
     bench.probes_answered = false;
     let ids = ["c1", "c2", "c3"];
