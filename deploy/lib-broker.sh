@@ -59,17 +59,26 @@ apt_get() {
   as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 "$@" </dev/null
 }
 
-# The server's own start script. Not the one in the path: that one changes the user, and what it
-# starts is not the process that was started. Prints the newest, or fails.
+# RABBITMQ_CHROOT: a folder with a Debian in it (tests/compat.sh makes some) whose RabbitMQ is used
+# instead of the installed one. It needs root, and the broker's directory under the same name inside.
+
+# The server's own start script, by its name inside RABBITMQ_CHROOT where that is given. Not the one
+# in the path: that one changes the user, and what it starts is not the process that was started.
+# Prints the newest, or fails.
 broker_server() {
-  local found
-  found=$(printf '%s\n' /usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server |
+  local root=${RABBITMQ_CHROOT:-} found
+  found=$(printf '%s\n' "$root"/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server |
     sort -V | tail -n 1)
-  [ -x "$found" ] && printf '%s\n' "$found"
+  [ -x "$found" ] && printf '%s\n' "${found#"$root"}"
 }
 
 broker_installed() {
-  broker_server >/dev/null && command -v epmd >/dev/null && command -v erl_call >/dev/null
+  broker_server >/dev/null || return
+  if [ -n "${RABBITMQ_CHROOT:-}" ]; then
+    [ -x "$RABBITMQ_CHROOT/usr/bin/epmd" ] && [ -x "$RABBITMQ_CHROOT/usr/bin/erl_call" ]
+  else
+    command -v epmd >/dev/null && command -v erl_call >/dev/null
+  fi
 }
 
 # Installs RabbitMQ when it is missing, and leaves no running system broker behind.
@@ -93,17 +102,20 @@ install_broker() {
   broker_installed || die 'RabbitMQ was installed, but its server is not where packages put it.'
 }
 
-# Writes everything a private broker needs into a directory: its files, `start-epmd` and `start`.
-# Both scripts become the process itself, so a signal to what was started hits the Erlang VM.
-# The distribution port is PORT + 10000.
-write_private_broker() { # DIR PORT EPMD_PORT
-  local dir=$1 port=$2 epmd_port=$3 server cookie
+# Writes everything a private broker needs into a directory: its files, `start-epmd`, `start`, and
+# `erl_call`, which takes orders for the node from its input. The first two become the process
+# itself, so a signal to what was started hits the Erlang VM. The distribution port is PORT + 10000.
+#
+# With a cookie and the ports of all nodes it is a node of that cluster; they share one epmd.
+write_private_broker() { # DIR PORT EPMD_PORT [COOKIE NODE_PORT...]
+  local dir=$1 port=$2 epmd_port=$3 cookie=${4:-} server into='' number=0 node
   case $dir in
     *[!A-Za-z0-9/._-]*) die "RabbitMQ's scripts do not get on with the directory name $dir" ;;
   esac
   server=$(broker_server) || die 'RabbitMQ is not installed.'
+  [ -z "${RABBITMQ_CHROOT:-}" ] || into="chroot $RABBITMQ_CHROOT "
   mkdir -p "$dir"
-  cookie=$(od -An -N 16 -tx1 /dev/urandom | tr -d ' \n')
+  [ -n "$cookie" ] || cookie=$(od -An -N 16 -tx1 /dev/urandom | tr -d ' \n')
   # Who can read the cookie can give orders to the node.
   (umask 377 && printf '%s' "$cookie" >"$dir/.erlang.cookie")
   printf '[].\n' >"$dir/plugins"
@@ -113,15 +125,30 @@ disk_free_limit.absolute = 50MB
 vm_memory_high_watermark.absolute = 1GB
 log.console = false
 CONF
+  if [ $# -gt 4 ]; then
+    {
+      printf 'cluster_formation.peer_discovery_backend = classic_config\n'
+      printf 'cluster_formation.target_cluster_size_hint = %s\n' $(($# - 4))
+      for node in "${@:5}"; do
+        number=$((number + 1))
+        printf 'cluster_formation.classic_config.nodes.%s = wdt-%s@localhost\n' "$number" "$node"
+      done
+      case $server in
+        # Gone since 4.3, and refused there.
+        *-3.* | *-4.[0-2].*) printf 'cluster_partition_handling = pause_minority\n' ;;
+      esac
+    } >>"$dir/rabbitmq.conf"
+  fi
   # Erlang's port mapper. Left alone the VM starts one that outlives it.
   cat >"$dir/start-epmd" <<START
 #!/bin/sh
-exec env -i HOME=$dir PATH=/usr/sbin:/usr/bin:/sbin:/bin epmd -address 127.0.0.1 -port $epmd_port
+exec ${into}env -i HOME=$dir PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
+  epmd -address 127.0.0.1 -port $epmd_port
 START
   # RUNNING_UNDER_SYSTEMD makes the server's script become the Erlang VM instead of its parent.
   cat >"$dir/start" <<START
 #!/bin/sh
-exec env -i HOME=$dir PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 \\
+exec ${into}env -i HOME=$dir PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 \\
   RUNNING_UNDER_SYSTEMD=true \\
   ERL_EPMD_PORT=$epmd_port \\
   ERL_EPMD_ADDRESS=127.0.0.1 \\
@@ -140,7 +167,12 @@ exec env -i HOME=$dir PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 \\
   RABBITMQ_PLUGINS_EXPAND_DIR=$dir/expand \\
   $server
 START
-  chmod 755 "$dir/start-epmd" "$dir/start"
+  cat >"$dir/erl_call" <<CALL
+#!/bin/sh
+exec ${into}env -i HOME=$dir PATH=/usr/sbin:/usr/bin:/sbin:/bin ERL_EPMD_PORT=$epmd_port \\
+  erl_call -sname wdt-$port@localhost "\$@"
+CALL
+  chmod 755 "$dir/start-epmd" "$dir/start" "$dir/erl_call"
 }
 
 # True when an AMQP server answers there: its first frame begins with a 1.

@@ -1,6 +1,7 @@
-//! The broker as it is found at the start, and as it breaks: the real worker against a real broker
-//! and a scripted gateway. Whatever happens, every order is told, none is sent again after it was
-//! told, and the worker comes back by itself.
+//! The broker as it is found at the start, results that nobody can take, a worker that dies and one
+//! that stops: the real worker against a real broker and a scripted gateway. Whatever happens, every
+//! order is told, and none is sent again after it was told. Sessions and lines that break are in
+//! `broker_lines.rs`.
 #![allow(
     clippy::unwrap_used,
     reason = "a test fails by panicking, its helpers too"
@@ -11,25 +12,17 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use lapin::ExchangeKind;
-use lapin::options::{
-    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
-};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::Value;
-use support::amqp::{Amqp, COMMANDS, DEAD, RESULTS};
-use support::broker::{Broker, Declared};
-use support::eventually::{eventually, eventually_ok};
+use support::amqp::{COMMANDS, DEAD, RESULTS};
+use support::broker::Declared;
+use support::eventually::eventually_ok;
 use support::gateway::{Answer, CANCEL, QUERY};
 use support::process::{Signal, free_port};
 use support::proxy::{Cable, Proxy};
-use support::scene::{LATER, Load, SOON, Scene, lines};
+use support::scene::{LATER, LOST, Load, SOON, Scene, causes, is_back, lines};
 use support::worker::{Setup, Worker};
 
-/// What a worker logs when it has no session.
-const LOST: &str = "no session with the broker";
-/// What it logs when it has one.
-const CONNECTED: &str = "connected to the broker";
 /// An answer of the gateway that leaves time for something to happen meanwhile.
 const SLOW: Duration = Duration::from_millis(300);
 
@@ -72,7 +65,7 @@ async fn what_was_declared_otherwise_is_used_as_it_is_with_one_warning() {
     for arguments in [plain, FieldTable::default()] {
         let scene = Scene::fresh().await;
         let amqp = scene.amqp().await;
-        declare_queue(&amqp, COMMANDS, arguments.clone()).await;
+        amqp.declare_queue(COMMANDS, arguments.clone()).await;
         let before = scene.vhost.declared_queue(COMMANDS).await;
         let mut results = amqp.results().await;
         let worker = scene.worker().await;
@@ -82,7 +75,7 @@ async fn what_was_declared_otherwise_is_used_as_it_is_with_one_warning() {
         load.is_told(&mut results, SOON).await;
         // Only a new session meets the difference again, and it is known by then.
         assert_eq!(scene.vhost.close_connections().await, 2);
-        worker_is_back(&worker, 2).await;
+        is_back(&worker, 2).await;
         scene.consumer().await;
 
         assert_eq!(scene.vhost.declared_queue(COMMANDS).await, before);
@@ -104,9 +97,9 @@ async fn without_declare_what_is_missing_is_named_and_what_is_there_works() {
         assert!(said.contains(&format!("{name} does not exist")), "{said}");
         assert!(said.contains("amqp.declare"), "{said}");
         if name == RESULTS {
-            declare_exchange(&amqp).await;
+            amqp.declare_results().await;
         } else {
-            declare_queue(&amqp, name, FieldTable::default()).await;
+            amqp.declare_queue(name, FieldTable::default()).await;
         }
     }
     let mut results = amqp.results().await;
@@ -141,7 +134,7 @@ async fn a_login_or_virtual_host_that_is_refused_ends_the_start_in_one_clear_lin
 #[tokio::test]
 async fn a_broker_that_cannot_be_reached_at_the_start_is_waited_for() {
     let scene = Scene::fresh().await;
-    let cable = Proxy::to(port_of(&scene.vhost.url()), Cable::Gone);
+    let cable = Proxy::to(scene.vhost.port(), Cable::Gone);
     let url = cable.url(&scene.vhost.url());
     let scene = scene.set("WDT_AMQP__URL", &url);
     let amqp = scene.amqp().await;
@@ -150,7 +143,7 @@ async fn a_broker_that_cannot_be_reached_at_the_start_is_waited_for() {
     worker.logs(SOON, LOST).await;
     // The page is made anew each second, so the first may tell of the time before.
     eventually_ok(SOON, "readiness says why", async || {
-        let said = not_ready(&worker, "broker").await;
+        let said = worker.not_ready("broker").await;
         if said.contains("refused") {
             Ok(())
         } else {
@@ -171,8 +164,8 @@ async fn a_broker_that_cannot_be_reached_at_the_start_is_waited_for() {
 async fn of_several_nodes_the_first_that_lives_is_used_and_each_dead_one_is_told_once() {
     let scene = Scene::fresh().await;
     let right = scene.vhost.url();
-    let cable = Proxy::to(port_of(&right), Cable::Cut);
-    let dead = right.replace(&port_of(&right).to_string(), &free_port().to_string());
+    let cable = Proxy::to(scene.vhost.port(), Cable::Cut);
+    let dead = right.replace(&scene.vhost.port().to_string(), &free_port().to_string());
     let scene = scene.set("WDT_AMQP__URL", format!("{dead},{}", cable.url(&right)));
     let mut worker = scene.setup.start();
     // Three rounds, each to both nodes: what was told in the first is not told again.
@@ -180,9 +173,7 @@ async fn of_several_nodes_the_first_that_lives_is_used_and_each_dead_one_is_told
         (cable.taken() >= 3).then_some(()).ok_or(cable.taken())
     })
     .await;
-    let told = lines(&worker, LOST);
-    let causes: BTreeSet<_> = told.iter().map(|line| cause(line)).collect();
-    assert_eq!(told.len(), causes.len(), "told more than once: {told:#?}");
+    let told = causes(&worker);
     assert!(told.len() <= 3, "{told:#?}");
 
     cable.set(Cable::Whole);
@@ -203,7 +194,7 @@ async fn an_event_without_a_queue_waits_and_comes_by_itself_once_one_is_bound() 
     let amqp = scene.amqp().await;
     let load = Load::new(&scene.orders, "QC", 3);
     load.send(&amqp).await;
-    let said = not_ready(&worker, "results").await;
+    let said = worker.not_ready("results").await;
     assert!(said.contains("wdt-cancel-worker bind"), "{said}");
     scene.vhost.queue_holds(SOON, COMMANDS, 0, 3).await;
     // The events are tried again meanwhile. That must not look like success for a moment.
@@ -246,22 +237,22 @@ const TOLD_CANCELLED: &str =
 async fn a_results_queue_that_is_full_holds_the_command_back_until_there_is_room() {
     let scene = Scene::fresh().await;
     let amqp = scene.amqp().await;
-    declare_exchange(&amqp).await;
+    amqp.declare_results().await;
     let mut full = FieldTable::default();
     full.insert("x-max-length".into(), AMQPValue::LongInt(2));
     full.insert(
         "x-overflow".into(),
         AMQPValue::LongString("reject-publish".into()),
     );
-    declare_queue(&amqp, "small", full).await;
-    bind(&amqp, "small", "cancel.#").await;
+    amqp.declare_queue("small", full).await;
+    amqp.bind("small", "cancel.#").await;
     // A second queue has room and gets every try: at least once, the same event each time.
-    declare_queue(&amqp, "large", FieldTable::default()).await;
-    bind(&amqp, "large", "cancel.#").await;
+    amqp.declare_queue("large", FieldTable::default()).await;
+    amqp.bind("large", "cancel.#").await;
     let mut worker = scene.worker().await;
     let load = Load::new(&scene.orders, "QC", 6);
     load.send(&amqp).await;
-    let said = not_ready(&worker, "results").await;
+    let said = worker.not_ready("results").await;
     assert!(said.contains("full") || said.contains("room"), "{said}");
 
     // Whoever reads makes room, and everything comes.
@@ -276,268 +267,6 @@ async fn a_results_queue_that_is_full_holds_the_command_back_until_there_is_room
         ids.insert(message.message_id.unwrap());
     }
     assert_eq!(ids.len(), 6, "an event that is told again keeps its id");
-}
-
-// Sessions that end
-
-#[tokio::test]
-async fn connections_closed_by_an_operator_are_made_again() {
-    let scene = Scene::fresh().await;
-    scene.slow(SLOW);
-    let amqp = scene.amqp().await;
-    let mut results = amqp.results().await;
-    let worker = scene.worker().await;
-    let consumer = scene.consumer().await;
-    let load = Load::new(&scene.orders, "QC", 240);
-    load.send(&amqp).await;
-    for (times, progress) in [(1, 20), (2, 80), (3, 140)] {
-        scene.until_sent(&load, progress).await;
-        assert_eq!(scene.vhost.close_connections().await, 2);
-        worker_is_back(&worker, times + 1).await;
-        assert_eq!(scene.consumer().await.prefetch, consumer.prefetch);
-    }
-    load.is_told(&mut results, LATER).await;
-    scene.queue_is_empty().await;
-    scene.each_was_sent_once(&load);
-    assert_eq!(scene.orders.calls(QUERY), 0, "nothing was in doubt");
-    let told = lines(&worker, LOST);
-    assert_eq!(told.len(), 3, "once each: {told:#?}");
-}
-
-#[tokio::test]
-async fn a_channel_that_the_broker_closes_is_opened_again() {
-    let scene = Scene::fresh().await;
-    scene.slow(SLOW);
-    let amqp = scene.amqp().await;
-    let mut results = amqp.results().await;
-    let worker = scene.worker().await;
-    let load = Load::new(&scene.orders, "QC", 60);
-    load.send(&amqp).await;
-    scene.until_sent(&load, 1).await;
-    // Publishing to an exchange that is gone closes the channel with all its confirms (404).
-    let gone = ExchangeDeleteOptions::default();
-    let channel = amqp.channel().await;
-    channel.exchange_delete(RESULTS.into(), gone).await.unwrap();
-    worker.logs(SOON, LOST).await;
-    // The worker declares it anew; nothing is bound to it any more.
-    worker.logs(SOON, "no queue is bound").await;
-    bind(&amqp, results.name(), "cancel.#").await;
-    load.is_told(&mut results, LATER).await;
-    scene.queue_is_empty().await;
-    scene.each_was_sent_once(&load);
-    scene.consumer().await;
-    assert_eq!(lines(&worker, LOST).len(), 1, "{}", worker.log());
-}
-
-#[tokio::test]
-async fn a_delivery_that_the_broker_finds_held_for_too_long_is_taken_again() {
-    let mut broker = Broker::start().await;
-    broker.limit_holding(Duration::from_secs(2)).await;
-    let scene = Scene::on(broker.vhost().await);
-    scene.slow(Duration::from_secs(4));
-    let amqp = scene.amqp().await;
-    let mut results = amqp.results().await;
-    let worker = scene.worker().await;
-    let consumer = scene.consumer().await;
-    let load = Load::new(&scene.orders, "QC", 10);
-    load.send(&amqp).await;
-    let told = worker.logs(SOON, LOST).await;
-    assert!(told.contains("PRECONDITION_FAILED"), "{told}");
-    load.is_told(&mut results, LATER).await;
-    scene.queue_is_empty().await;
-    scene.each_was_sent_once(&load);
-    assert_eq!(scene.consumer().await.prefetch, consumer.prefetch);
-}
-
-#[tokio::test]
-async fn a_commands_queue_that_is_deleted_is_declared_anew_and_consumed() {
-    let scene = Scene::fresh().await;
-    let amqp = scene.amqp().await;
-    let mut results = amqp.results().await;
-    let worker = scene.worker().await;
-    let consumer = scene.consumer().await;
-    amqp.delete_queue(COMMANDS).await;
-    let told = worker.logs(LATER, LOST).await;
-    assert!(told.contains("cancelled the consumer"), "{told}");
-    worker_is_back(&worker, 2).await;
-    assert_eq!(scene.consumer().await.prefetch, consumer.prefetch);
-    let load = Load::new(&scene.orders, "QC", 10);
-    load.send(&amqp).await;
-    load.is_told(&mut results, LATER).await;
-    scene.queue_is_empty().await;
-    scene.each_was_sent_once(&load);
-    assert_eq!(lines(&worker, LOST).len(), 1, "{}", worker.log());
-}
-
-/// Takes a minute: the worker looks twice, half a minute apart, before it believes it.
-#[tokio::test]
-async fn a_consumer_that_the_broker_has_forgotten_is_replaced() {
-    let scene = Scene::fresh().await;
-    let amqp = scene.amqp().await;
-    let mut results = amqp.results().await;
-    let worker = scene.worker().await;
-    let consumer = scene.consumer().await;
-    assert_eq!(scene.vhost.forget_consumers(COMMANDS).await, 1);
-    let load = Load::new(&scene.orders, "QC", 10);
-    load.send(&amqp).await;
-    scene.vhost.queue_holds(SOON, COMMANDS, 10, 0).await;
-    load.is_told(&mut results, LATER).await;
-    assert_eq!(scene.consumer().await.prefetch, consumer.prefetch);
-    scene.each_was_sent_once(&load);
-    let told = lines(&worker, LOST);
-    assert_eq!(told.len(), 1, "{told:#?}");
-    assert!(told[0].contains("silent"), "{told:#?}");
-}
-
-#[tokio::test]
-async fn without_declare_a_deleted_queue_is_waited_for() {
-    let scene = Scene::fresh().await.set("WDT_AMQP__DECLARE", false);
-    let amqp = scene.amqp().await;
-    for queue in [COMMANDS, DEAD] {
-        declare_queue(&amqp, queue, FieldTable::default()).await;
-    }
-    let mut results = amqp.results().await;
-    let mut worker = scene.worker().await;
-    amqp.delete_queue(COMMANDS).await;
-    worker.logs(LATER, "does not exist").await;
-    assert!(not_ready(&worker, "broker").await.contains(COMMANDS));
-    declare_queue(&amqp, COMMANDS, FieldTable::default()).await;
-    worker.wait_ready(LATER).await;
-    let load = Load::new(&scene.orders, "QC", 10);
-    load.send(&amqp).await;
-    load.is_told(&mut results, LATER).await;
-    scene.each_was_sent_once(&load);
-}
-
-#[tokio::test]
-async fn a_broker_that_is_killed_under_load_comes_back_and_nothing_is_lost() {
-    let mut broker = Broker::start().await;
-    let scene = Scene::on(broker.vhost().await);
-    scene.slow(SLOW);
-    let amqp = scene.amqp().await;
-    drop(amqp.results().await);
-    let mut worker = scene.worker().await;
-    let consumer = scene.consumer().await;
-    let load = Load::new(&scene.orders, "QC", 400);
-    load.send(&amqp).await;
-    drop(amqp);
-    scene.until_sent(&load, 40).await;
-    broker.kill9().await;
-    assert!(not_ready(&worker, "broker").await.contains("127.0.0.1"));
-    broker.restart().await;
-    worker.wait_ready(LATER).await;
-    assert_eq!(scene.consumer().await.prefetch, consumer.prefetch);
-
-    let mut results = scene.amqp().await.results().await;
-    load.is_told(&mut results, LATER).await;
-    scene.queue_is_empty().await;
-    scene.each_was_sent_once(&load);
-    assert_eq!(scene.orders.calls(QUERY), 0, "nothing was in doubt");
-    let told = lines(&worker, LOST);
-    let causes: BTreeSet<_> = told.iter().map(|line| cause(line)).collect();
-    assert_eq!(
-        told.len(),
-        causes.len(),
-        "a cause was told twice: {told:#?}"
-    );
-    // The connection broke, it was refused, and it may have been closed while the broker booted.
-    assert!(told.len() <= 3, "{told:#?}");
-}
-
-#[tokio::test]
-async fn a_broker_that_freezes_under_load_is_noticed_and_taken_up_again() {
-    let mut broker = Broker::start().await;
-    let scene = Scene::on(broker.vhost().await);
-    scene.slow(SLOW);
-    let mut results = scene.amqp().await.results().await;
-    let mut worker = scene.worker().await;
-    let consumer = scene.consumer().await;
-    let load = Load::new(&scene.orders, "QC", 200);
-    load.send(&scene.amqp().await).await;
-    scene.until_sent(&load, 40).await;
-    let frozen = tokio::time::Instant::now();
-    broker.freeze();
-    // Two heartbeats of 10 s without a byte.
-    let told = worker.logs(LATER, LOST).await;
-    assert!(frozen.elapsed() < Duration::from_secs(30), "{told}");
-    not_ready(&worker, "broker").await;
-    // Whatever the gateway was asked before is recorded meanwhile; no new session hangs for ever.
-    tokio::time::sleep_until(frozen + Duration::from_secs(25)).await;
-    broker.thaw();
-    worker.wait_ready(LATER).await;
-    load.is_told(&mut results, LATER).await;
-    scene.queue_is_empty().await;
-    scene.each_was_sent_once(&load);
-    assert_eq!(scene.consumer().await.prefetch, consumer.prefetch);
-    let told = lines(&worker, LOST);
-    let causes: BTreeSet<_> = told.iter().map(|line| cause(line)).collect();
-    assert_eq!(
-        told.len(),
-        causes.len(),
-        "a cause was told twice: {told:#?}"
-    );
-}
-
-#[tokio::test]
-async fn a_line_that_goes_mute_is_noticed_and_taken_up_again() {
-    let scene = Scene::fresh().await;
-    let cable = Proxy::to(port_of(&scene.vhost.url()), Cable::Whole);
-    let url = format!("{}?heartbeat=2", cable.url(&scene.vhost.url()));
-    let scene = scene.set("WDT_AMQP__URL", url);
-    scene.slow(SLOW);
-    let amqp = scene.amqp().await;
-    let mut results = amqp.results().await;
-    let mut worker = scene.worker().await;
-    let load = Load::new(&scene.orders, "QC", 100);
-    load.send(&amqp).await;
-    scene.until_sent(&load, 20).await;
-    cable.set(Cable::Mute);
-    worker.logs(SOON, LOST).await;
-    // A node that takes connections and says nothing does not hold the worker for ever.
-    let before = cable.taken();
-    eventually(LATER, "it tries again", async || {
-        (cable.taken() >= before + 2).then_some(())
-    })
-    .await;
-    cable.set(Cable::Whole);
-    worker.wait_ready(LATER).await;
-    load.is_told(&mut results, LATER).await;
-    scene.queue_is_empty().await;
-    scene.each_was_sent_once(&load);
-    scene.consumer().await;
-}
-
-#[tokio::test]
-async fn a_broker_short_of_memory_blocks_the_telling_and_nothing_else() {
-    let mut broker = Broker::start().await;
-    let scene = Scene::on(broker.vhost().await);
-    scene.slow(SLOW);
-    let amqp = scene.amqp().await;
-    let mut results = amqp.results().await;
-    let mut worker = scene.worker().await;
-    let consumer = scene.consumer().await;
-    let load = Load::new(&scene.orders, "QC", 200);
-    load.send(&amqp).await;
-    scene.until_sent(&load, 40).await;
-    broker.raise_alarm().await;
-    let said = not_ready(&worker, "broker").await;
-    assert!(said.contains("takes no publications"), "{said}");
-    // The calls go on, and their outcomes are recorded.
-    scene.until_sent(&load, 200).await;
-    assert_eq!(
-        scene.vhost.consumers().await.len(),
-        2,
-        "ours and the test's"
-    );
-    broker.end_alarm().await;
-    load.is_told(&mut results, LATER).await;
-    scene.queue_is_empty().await;
-    worker.wait_ready(SOON).await;
-    scene.each_was_sent_once(&load);
-    assert_eq!(scene.consumer().await, consumer, "the same session");
-    assert_eq!(lines(&worker, LOST), [""; 0]);
-    assert_eq!(lines(&worker, "the broker takes no publications").len(), 1);
-    assert_eq!(lines(&worker, "takes publications again").len(), 1);
 }
 
 // Stopping
@@ -673,12 +402,12 @@ async fn while_the_gateway_is_down_commands_stay_in_the_broker() {
     let rest = Load::new(&scene.orders, "REST", 50);
     rest.send(&amqp).await;
     scene.vhost.queue_holds(SOON, COMMANDS, 50, 1).await;
-    let said = not_ready(&worker, "intake").await;
+    let said = worker.not_ready("intake").await;
     assert!(said.contains("commands stay in the broker"), "{said}");
 
     scene.gateway.up();
     worker.wait_ready(LATER).await;
-    assert_eq!(scene.consumer().await.prefetch, consumer.prefetch);
+    scene.is_consumed_like(&consumer).await;
     let mut told = first.is_told(&mut results, LATER).await;
     told.extend(rest.is_told(&mut results, LATER).await);
     for message in told {
@@ -696,47 +425,6 @@ async fn while_the_gateway_is_down_commands_stay_in_the_broker() {
 
 // Helpers
 
-async fn declare_queue(amqp: &Amqp, name: &str, arguments: FieldTable) {
-    let durable = QueueDeclareOptions {
-        durable: true,
-        ..Default::default()
-    };
-    let channel = amqp.channel().await;
-    let declared = channel.queue_declare(name.into(), durable, arguments);
-    declared.await.unwrap();
-}
-
-async fn declare_exchange(amqp: &Amqp) {
-    let durable = ExchangeDeclareOptions {
-        durable: true,
-        ..Default::default()
-    };
-    let channel = amqp.channel().await;
-    channel
-        .exchange_declare(
-            RESULTS.into(),
-            ExchangeKind::Topic,
-            durable,
-            Default::default(),
-        )
-        .await
-        .unwrap();
-}
-
-async fn bind(amqp: &Amqp, queue: &str, key: &str) {
-    let channel = amqp.channel().await;
-    channel
-        .queue_bind(
-            queue.into(),
-            RESULTS.into(),
-            key.into(),
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        )
-        .await
-        .unwrap();
-}
-
 /// Waits for exit 1; the one line that says why.
 async fn refuses_to_start(worker: &mut Worker) -> String {
     assert_eq!(worker.exit_code(SOON).await, 1, "{}", worker.log());
@@ -745,46 +433,8 @@ async fn refuses_to_start(worker: &mut Worker) -> String {
     said[0].clone()
 }
 
-/// Waits until readiness is red because of this check; what the check says.
-async fn not_ready(worker: &Worker, check: &str) -> String {
-    eventually_ok(LATER, &format!("{check} is red"), async || {
-        let Some((status, page)) = worker.readiness().await else {
-            return Err(Value::Null);
-        };
-        let checks = page["checks"].as_array().cloned().unwrap_or_default();
-        let red = checks
-            .into_iter()
-            .find(|c| c["name"] == check && c["state"] == "failing");
-        match red {
-            Some(red) if status == 503 => Ok(red.to_string()),
-            _ => Err(page),
-        }
-    })
-    .await
-}
-
-/// Waits until the worker has connected so many times.
-async fn worker_is_back(worker: &Worker, times: usize) {
-    eventually_ok(LATER, &format!("{times} sessions"), async || {
-        let sessions = lines(worker, CONNECTED).len();
-        (sessions >= times).then_some(()).ok_or(sessions)
-    })
-    .await;
-}
-
 /// The first line of the log that contains this, as JSON.
 fn log_line(worker: &Worker, part: &str) -> Value {
     let found = lines(worker, part);
     serde_json::from_str(found.first().expect(part)).expect("a line of JSON")
-}
-
-fn cause(line: &str) -> String {
-    let line: Value = serde_json::from_str(line).expect("a line of JSON");
-    line["cause"].as_str().expect("a cause").to_string()
-}
-
-fn port_of(url: &str) -> u16 {
-    let (_, rest) = url.split_once('@').unwrap();
-    let (authority, _) = rest.split_once('/').unwrap();
-    authority.rsplit(':').next().unwrap().parse().unwrap()
 }

@@ -860,6 +860,61 @@ fn a_delivery_held_for_long_goes_back_with_a_record() {
     assert!(story.contains(&"return 2".into()), "{story:?}");
 }
 
+/// Whatever comes back is delivered again at once, as an idle broker does, for as long as a command
+/// may wait: it goes round once for each hold, and no faster.
+#[test]
+fn what_cannot_be_handled_now_does_not_spin() {
+    fn stopped<T>() -> CallEnd<T> {
+        reply(6, "ip限制", None)
+    }
+    let mut bench = Bench::new();
+    bench.probes_answered = false;
+    let ids = ["c1", "c2", "c3"];
+    let sent = |id: &'static str| command(id, &[&format!("order-of-{id}")]);
+    for id in ids {
+        bench.deliver(&sent(id));
+    }
+    let mut holders: Vec<(u64, &'static str)> = (1..).zip(ids).collect();
+    let mut story = bench.go();
+    let mut returns = Vec::new();
+    let mut seconds = 0;
+    while !holders.is_empty() {
+        assert!(seconds <= MAX_AGE + HOLD, "it never ends");
+        for words in std::mem::take(&mut story) {
+            let ticket = words.split(' ').nth(1).and_then(|t| t.parse().ok());
+            let Some(place) = holders.iter().position(|(held, _)| Some(*held) == ticket) else {
+                continue;
+            };
+            if words.starts_with("return ") {
+                let (_, id) = holders.remove(place);
+                returns.push((id, seconds));
+                bench.redeliver(&sent(id));
+                holders.push((bench.last_ticket, id));
+            } else if words.starts_with("ack ") {
+                holders.remove(place);
+            }
+        }
+        story = bench.go();
+        while let Some((call, method, _)) = bench.calls.pop() {
+            match method {
+                Method::Cancel => bench.desk.cancel_answered(bench.now, call, &stopped()),
+                Method::LookUp => bench.desk.look_up_answered(bench.now, call, &stopped()),
+                Method::Probe => bench.desk.probe_answered(bench.now, call, &stopped()),
+            }
+            story.extend(bench.go());
+        }
+        seconds += 10;
+        story.extend(bench.pass(10));
+    }
+    for id in ids {
+        let times: Vec<u64> = returns.iter().filter(|r| r.0 == id).map(|r| r.1).collect();
+        assert!(times.len() as u64 <= MAX_AGE / HOLD, "{id} at {times:?}");
+        assert!(times.len() > 50, "{id} at {times:?}");
+        let gaps = times.windows(2).map(|pair| pair[1] - pair[0]);
+        assert!(gaps.min() >= Some(HOLD), "{id} at {times:?}");
+    }
+}
+
 #[test]
 fn what_ends_unsettled_is_parked_and_alone_tried_again_when_it_is_sent_again() {
     let mut bench = Bench::with(Verify::Never);

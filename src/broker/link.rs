@@ -25,6 +25,7 @@ use tracing::{error, info, warn};
 
 use super::answer::{self, Outlet, Publication, Settlement};
 use super::intake::{Inlet, Tickets};
+use super::mend;
 use super::reply::Courier;
 use super::session::{Mark, Progress, SessionError};
 use super::topology;
@@ -33,7 +34,7 @@ use crate::rules::delay::Delays;
 use crate::rules::desk::Intake;
 
 /// From the first packet to a connection that can be used.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// A node that takes the connection and says nothing is noticed within this time.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Heartbeat where the URL names none: a frozen peer is noticed after two of them.
@@ -49,6 +50,8 @@ const RECONNECTS: Delays = Delays {
 };
 /// A session that lasted this long was a good one, so the next begins without delay.
 const GOOD_SESSION: Duration = Duration::from_secs(30);
+/// What a queue without our arguments risks. A stopped account's commands go back every 20 minutes.
+const DECLARE_ANEW: &str = "mind its delivery limit: RabbitMQ 4 has one of 20 where none is declared, after which a command that waits is dead-lettered, or dropped where nothing dead-letters; empty and delete the queue, and the worker declares it right";
 /// Causes that are told of one outage at most, should they differ each time.
 const CAUSES_MAX: usize = 32;
 /// Between the last acknowledgement and the close. A quorum queue takes some 32 at a time from a
@@ -112,6 +115,7 @@ impl Link {
             state: state_tx,
             progress: progress.clone(),
             tickets: Tickets::default(),
+            mends: false,
             causes: BTreeSet::new(),
             differences: BTreeSet::new(),
             rng,
@@ -192,6 +196,8 @@ struct Supervisor {
     state: watch::Sender<LinkState>,
     progress: Arc<Progress>,
     tickets: Tickets,
+    /// The last session ended by a message that the client cannot read.
+    mends: bool,
     /// Told since the last session; with several nodes they take turns.
     causes: BTreeSet<String>,
     /// Told since the start.
@@ -224,6 +230,7 @@ impl Supervisor {
                 return Err(error);
             }
             self.lost(&url, &error);
+            self.mends = error.is_unreadable();
             failures = if began.elapsed() >= GOOD_SESSION {
                 1
             } else {
@@ -258,7 +265,7 @@ impl Supervisor {
     }
 
     async fn open(&mut self, url: &AMQPUri) -> Result<Session, SessionError> {
-        let consuming = connect(url, "wdt-cancel-worker: commands").await?;
+        let consuming = open(url, "wdt-cancel-worker: commands", self.mends).await?;
         let publishing = connect(url, "wdt-cancel-worker: results").await?;
         let found = topology::ensure(&publishing, &self.settings).await?;
         let inlet = consuming.create_channel().await?;
@@ -268,7 +275,11 @@ impl Supervisor {
             .await?;
         for difference in found.differences {
             if self.differences.insert(difference.clone()) {
-                warn!(difference, "declared otherwise before, and used as it is");
+                warn!(
+                    difference,
+                    remedy = DECLARE_ANEW,
+                    "declared otherwise before, and used as it is"
+                );
             }
         }
         if found.exchange_is_new {
@@ -379,9 +390,18 @@ impl Session {
 /// # Errors
 /// When the node cannot be reached, stays mute, or refuses the login or the virtual host.
 pub async fn connect(url: &AMQPUri, name: &str) -> Result<Connection, SessionError> {
+    open(url, name, false).await
+}
+
+/// The same; what comes may be mended on its way.
+async fn open(url: &AMQPUri, name: &str, mends: bool) -> Result<Connection, SessionError> {
     let mut url = url.clone();
     url.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
     greet(&url).await?;
+    if mends {
+        let relayed = mend::relay(&url).await;
+        url = relayed.map_err(|error| SessionError::Network(error.to_string()))?;
+    }
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     match tokio::time::timeout(CONNECT_TIMEOUT, Connection::connect_uri(url, properties)).await {
         Ok(connection) => Ok(connection?),
@@ -453,7 +473,8 @@ impl Watching<'_> {
     ///
     /// One look proves nothing: the broker may have counted before it took a subscription that was
     /// made meanwhile, and a message may be on its way. So two in a row must find the same consumer
-    /// idle, with nothing delivered in between.
+    /// idle, with nothing delivered in between, though it had room: what is in hand may be there for
+    /// long, so it must not hide the silence.
     async fn look(&self) -> Result<Infallible, SessionError> {
         let channel = self.publishing.create_channel().await?;
         let mut suspect: Option<Mark> = None;
@@ -478,7 +499,8 @@ impl Watching<'_> {
             };
             self.progress.looked(queue.message_count().into());
             let is_odd = queue.message_count() > 0 || queue.consumer_count() == 0;
-            let now = mark.filter(|_| is_odd && self.deliveries.lock().is_empty());
+            let has_room = self.deliveries.lock().len() < usize::from(self.settings.prefetch);
+            let now = mark.filter(|_| is_odd && has_room);
             if now.is_some() && now == suspect {
                 return Err(SessionError::Silent);
             }

@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod intake;
 pub mod link;
+mod mend;
 mod reply;
 pub mod session;
 pub mod topology;

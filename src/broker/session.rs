@@ -63,6 +63,11 @@ impl SessionError {
         }
     }
 
+    /// A message came that the client cannot read.
+    pub(super) fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Broker(error) if matches!(error.kind(), ErrorKind::ParsingError(_)))
+    }
+
     /// The same, unless it is a refusal, which then says by which node and what to check.
     pub(super) fn at(self, node: impl FnOnce() -> String) -> Self {
         let (Self::Broker(error) | Self::Topology(TopologyError::Broker(error))) = &self else {

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::mend::SUBSTITUTE;
 use crate::rules::admit::{Envelope, RawCommand, RawProperties};
 use crate::rules::desk::{Event, Parking, Telling};
 use crate::rules::poison::Digest;
@@ -25,7 +26,13 @@ pub fn read(
     body: &[u8],
     properties: &BasicProperties,
 ) -> (Result<RawCommand, String>, RawProperties) {
-    (read_body(body), read_properties(properties))
+    let raw = match mended(properties) {
+        Some(name) => Err(format!(
+            "{name}: found bytes that are not UTF-8, or a control character in their place"
+        )),
+        None => read_body(body),
+    };
+    (raw, read_properties(properties))
 }
 
 fn read_body(body: &[u8]) -> Result<RawCommand, String> {
@@ -87,6 +94,21 @@ fn read_body(body: &[u8]) -> Result<RawCommand, String> {
     })
 }
 
+/// The property that cannot be what its sender meant, of those that decide something.
+fn mended(properties: &BasicProperties) -> Option<&'static str> {
+    [
+        ("message_id", properties.message_id()),
+        ("correlation_id", properties.correlation_id()),
+        ("reply_to", properties.reply_to()),
+    ]
+    .into_iter()
+    .find(|(_, text)| {
+        text.as_ref()
+            .is_some_and(|t| t.as_str().contains(SUBSTITUTE))
+    })
+    .map(|(name, _)| name)
+}
+
 /// What a value is, for people.
 fn kind(value: &Value) -> String {
     match value {
@@ -101,7 +123,10 @@ fn kind(value: &Value) -> String {
 
 /// Reads the properties alone.
 pub fn read_properties(properties: &BasicProperties) -> RawProperties {
-    let text = |property: &Option<ShortString>| property.as_ref().map(|p| p.as_str().to_owned());
+    let text = |property: &Option<ShortString>| {
+        let text = property.as_ref()?.as_str();
+        (!text.contains(SUBSTITUTE)).then(|| text.to_owned())
+    };
     let header = |name: &str| {
         let table = properties.headers().as_ref()?;
         match table.inner().get(name)? {

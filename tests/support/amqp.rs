@@ -230,6 +230,45 @@ impl Amqp {
         }
     }
 
+    /// Connects once; `None` when that does not work.
+    pub async fn try_connect(url: &str) -> Option<Self> {
+        let opening = async {
+            let named = ConnectionProperties::default().with_connection_name(KIT_CONNECTION.into());
+            let connection = Connection::connect(url, named).await?;
+            let channel = connection.create_channel().await?;
+            channel
+                .confirm_select(ConfirmSelectOptions::default())
+                .await?;
+            Ok::<_, lapin::Error>(Self {
+                connection,
+                channel,
+            })
+        };
+        timeout(LIMIT, opening).await.ok()?.ok()
+    }
+
+    /// Publishes a command once; `true` when the broker says that it is in the queue.
+    pub async fn try_send(&self, command: &Command) -> bool {
+        let sending = async {
+            let mandatory = BasicPublishOptions {
+                mandatory: true,
+                ..BasicPublishOptions::default()
+            };
+            let written = self.channel.basic_publish(
+                "".into(),
+                COMMANDS.into(),
+                mandatory,
+                &command.body,
+                command.properties(),
+            );
+            written.await?.await
+        };
+        matches!(
+            timeout(LIMIT, sending).await,
+            Ok(Ok(Confirmation::Ack(None)))
+        )
+    }
+
     /// Publishes a command to the contract's queue; returns when the broker has it in the queue.
     pub async fn send(&self, command: &Command) {
         self.send_to(COMMANDS, command).await;
@@ -274,30 +313,47 @@ impl Amqp {
     /// A durable queue that gets every event of the exchange from now on. Declares the exchange, as
     /// whoever comes first does. Call it again after a reconnect: it is the same queue.
     pub async fn results(&self) -> Inbox {
-        let channel = self.channel().await;
-        let durable = ExchangeDeclareOptions {
-            durable: true,
-            ..ExchangeDeclareOptions::default()
-        };
-        let none = FieldTable::default();
-        let exchange =
-            channel.exchange_declare(RESULTS.into(), ExchangeKind::Topic, durable, none.clone());
-        within("declare the exchange", exchange).await;
+        self.declare_results().await;
+        self.declare_queue(RESULTS_INBOX, FieldTable::default())
+            .await;
+        self.bind(RESULTS_INBOX, "cancel.#").await;
+        self.inbox(RESULTS_INBOX).await
+    }
+
+    /// A durable queue with these arguments.
+    pub async fn declare_queue(&self, name: &str, arguments: FieldTable) {
         let durable = QueueDeclareOptions {
             durable: true,
             ..QueueDeclareOptions::default()
         };
-        let queue = channel.queue_declare(RESULTS_INBOX.into(), durable, none.clone());
+        let channel = self.channel().await;
+        let queue = channel.queue_declare(name.into(), durable, arguments);
         within("declare a queue", queue).await;
+    }
+
+    /// The exchange of results, as whoever comes first declares it.
+    pub async fn declare_results(&self) {
+        let durable = ExchangeDeclareOptions {
+            durable: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        let channel = self.channel().await;
+        let none = FieldTable::default();
+        let exchange = channel.exchange_declare(RESULTS.into(), ExchangeKind::Topic, durable, none);
+        within("declare the exchange", exchange).await;
+    }
+
+    /// From now on this queue gets the events of this key.
+    pub async fn bind(&self, queue: &str, key: &str) {
+        let channel = self.channel().await;
         let bound = channel.queue_bind(
-            RESULTS_INBOX.into(),
+            queue.into(),
             RESULTS.into(),
-            "cancel.#".into(),
+            key.into(),
             QueueBindOptions::default(),
-            none,
+            FieldTable::default(),
         );
         within("bind a queue", bound).await;
-        Inbox::consume(channel, RESULTS_INBOX).await
     }
 
     /// Deletes the queue that [`Self::results`] made: from then on events are unroutable.

@@ -29,8 +29,9 @@ use tokio::time::timeout;
 use super::eventually::{eventually, eventually_ok};
 use super::process::{self, PATH, Process, Signal, free_port, fresh_dir};
 
-/// A start takes 3 to 6 s on two idle cores; beyond this it is broken.
-const START_LIMIT: Duration = Duration::from_secs(60);
+/// A start takes 3 to 6 s on two idle cores, and a minute where a dozen builds compete for them;
+/// beyond this it is broken.
+const START_LIMIT: Duration = Duration::from_secs(180);
 /// Another process may take a port between our look and the broker's; then other ports will do.
 const STARTS: usize = 3;
 /// One order to the broker's inside. It answers in milliseconds, or it is frozen.
@@ -43,6 +44,8 @@ const AMQP_HEADER: &[u8] = b"AMQP\0\0\x09\x01";
 const MEMORY_LIMIT: &str = "1GB";
 /// The recipe.
 const LIB_BROKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/lib-broker.sh");
+/// Where another RabbitMQ than the installed one is; the recipe knows what to do with it.
+const CHROOT: &str = "RABBITMQ_CHROOT";
 /// A step of the recipe takes milliseconds.
 const RECIPE_LIMIT: Duration = Duration::from_secs(10);
 /// Names connections of the kit, so that [`Vhost::close_connections`] spares them.
@@ -59,7 +62,8 @@ fn recipe(call: &[&str]) -> Result<(), String> {
     bash.args(["-c", ". \"$0\" && \"$@\"", LIB_BROKER])
         .args(call)
         .env_clear()
-        .env("PATH", PATH);
+        .env("PATH", PATH)
+        .envs(std::env::var_os(CHROOT).map(|root| (CHROOT, root)));
     let output = process::run(&mut bash, "", RECIPE_LIMIT);
     match output.status.success() {
         true => Ok(()),
@@ -71,7 +75,7 @@ fn recipe(call: &[&str]) -> Result<(), String> {
 pub struct Broker {
     // Dropped in this order: the files go when nobody writes them any more.
     vm: Process,
-    _epmd: Process,
+    _epmd: Option<Process>,
     files: Files,
     inside: Arc<Inside>,
     vhosts: AtomicU32,
@@ -95,21 +99,72 @@ impl Broker {
         for _ in 0..STARTS {
             let files = Files::new();
             let epmd = files.start_epmd();
-            let vm = files.start_vm();
-            let mut broker = Self {
-                vm,
-                _epmd: epmd,
-                inside: Arc::new(Inside::new(&files)),
-                files,
-                vhosts: AtomicU32::new(0),
-                frozen: false,
-            };
+            let mut broker = Self::boot(files, Some(epmd));
             match broker.ready().await {
                 Ok(()) => return broker,
                 Err(why) => said = why,
             }
         }
         panic!("the broker did not start, {STARTS} times; the last time it said:\n{said}");
+    }
+
+    /// Three nodes of one cluster, with one epmd; the first of them ends it.
+    pub async fn start_cluster() -> [Self; 3] {
+        let mut said = String::new();
+        for _ in 0..STARTS {
+            let [first, second, third] = Files::cluster();
+            let epmd = first.start_epmd();
+            let mut nodes = [
+                Self::boot(first, Some(epmd)),
+                Self::boot(second, None),
+                Self::boot(third, None),
+            ];
+            match Self::form(&mut nodes).await {
+                Ok(()) => return nodes,
+                Err(why) => said = why,
+            }
+        }
+        panic!("the cluster did not start, {STARTS} times; the last time a node said:\n{said}");
+    }
+
+    async fn form(nodes: &mut [Self; 3]) -> Result<(), String> {
+        for node in nodes.iter_mut() {
+            node.ready().await?;
+        }
+        for node in nodes {
+            let running = "length([node() | nodes()])";
+            eventually_ok(
+                START_LIMIT,
+                "three nodes are one cluster",
+                async || match node.inside.try_ask::<usize>(running).await {
+                    Ok(3) => Ok(()),
+                    other => Err(other),
+                },
+            )
+            .await;
+        }
+        Ok(())
+    }
+
+    fn boot(files: Files, epmd: Option<Process>) -> Self {
+        Self {
+            vm: files.start_vm(),
+            _epmd: epmd,
+            inside: Arc::new(Inside::new(&files)),
+            files,
+            vhosts: AtomicU32::new(0),
+            frozen: false,
+        }
+    }
+
+    /// Its version is this one or a later one.
+    pub async fn is_at_least(&self, major: u32, minor: u32) -> bool {
+        let version: String = self
+            .inside
+            .ask("list_to_binary(rabbit_misc:version())")
+            .await;
+        let mut numbers = version.split('.').map(|n| n.parse().unwrap_or(0));
+        (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
     }
 
     /// A fresh virtual host.
@@ -196,6 +251,17 @@ impl Broker {
         self.set_memory_limit(MEMORY_LIMIT, false).await;
     }
 
+    /// Raises the disk alarm: whoever publishes is blocked, until [`Self::end_disk_alarm`].
+    pub async fn raise_disk_alarm(&mut self) {
+        // More than any disk has: an exabyte.
+        self.set_disk_limit("1000000000000000000", true).await;
+    }
+
+    /// Ends the disk alarm.
+    pub async fn end_disk_alarm(&mut self) {
+        self.set_disk_limit("50000000", false).await;
+    }
+
     /// Closes a channel that has held a delivery for this long (406, PRECONDITION_FAILED), as every
     /// broker does after half an hour. Holds for channels that are opened from now on.
     pub async fn limit_holding(&mut self, time: Duration) {
@@ -209,13 +275,32 @@ impl Broker {
             .await;
     }
 
-    async fn set_memory_limit(&self, limit: &str, alarm: bool) {
+    /// The largest message that channels take which are opened from now on; a larger one closes its
+    /// channel (406, PRECONDITION_FAILED).
+    pub async fn limit_size(&mut self, bytes: usize) {
         self.inside
             .order(&format!(
-                r#"vm_memory_monitor:set_vm_memory_high_watermark({{absolute, "{limit}"}})"#
+                // One is of 3.10, the other of 4.0 and later.
+                "application:set_env(rabbit, max_message_size, {bytes}),
+                persistent_term:put(max_message_size, {bytes})"
             ))
             .await;
-        eventually(CONSOLE_LIMIT, "the memory alarm changes", async || {
+    }
+
+    async fn set_memory_limit(&self, limit: &str, alarm: bool) {
+        let order =
+            format!(r#"vm_memory_monitor:set_vm_memory_high_watermark({{absolute, "{limit}"}})"#);
+        self.set_alarm(&order, alarm).await;
+    }
+
+    async fn set_disk_limit(&self, bytes: &str, alarm: bool) {
+        let order = format!("rabbit_disk_monitor:set_disk_free_limit({bytes})");
+        self.set_alarm(&order, alarm).await;
+    }
+
+    async fn set_alarm(&self, order: &str, alarm: bool) {
+        self.inside.order(order).await;
+        eventually(CONSOLE_LIMIT, "the alarm changes", async || {
             let raised: bool = self.inside.ask("rabbit_alarm:get_alarms() /= []").await;
             (raised == alarm).then_some(())
         })
@@ -262,16 +347,37 @@ struct Files {
 
 impl Files {
     fn new() -> Self {
-        let files = Self {
+        let files = Self::at(free_port());
+        files.write(&[]);
+        files
+    }
+
+    fn cluster() -> [Self; 3] {
+        let epmd_port = free_port();
+        let nodes = [(); 3].map(|()| Self::at(epmd_port));
+        let cookie = format!("{:032x}", fastrand::u128(..));
+        let mut cluster = vec![cookie];
+        cluster.extend(nodes.iter().map(|node| node.port.to_string()));
+        let cluster: Vec<&str> = cluster.iter().map(String::as_str).collect();
+        for node in &nodes {
+            node.write(&cluster);
+        }
+        nodes
+    }
+
+    fn at(epmd_port: u16) -> Self {
+        Self {
             dir: fresh_dir("broker"),
             port: free_port(),
-            epmd_port: free_port(),
-        };
-        let (dir, port) = (files.dir.display().to_string(), files.port.to_string());
-        let epmd_port = files.epmd_port.to_string();
-        recipe(&["write_private_broker", &dir, &port, &epmd_port])
-            .unwrap_or_else(|said| panic!("{said}"));
-        files
+            epmd_port,
+        }
+    }
+
+    fn write(&self, cluster: &[&str]) {
+        let (dir, port) = (self.dir.display().to_string(), self.port.to_string());
+        let epmd_port = self.epmd_port.to_string();
+        let own = ["write_private_broker", &dir, &port, &epmd_port];
+        recipe(&[&own, cluster].concat()).unwrap_or_else(|said| panic!("{said}"));
     }
 
     fn start_epmd(&self) -> Process {
@@ -295,21 +401,14 @@ impl Drop for Files {
 
 /// The way into the broker's VM.
 struct Inside {
-    node: String,
-    env: [(&'static str, String); 3],
+    erl_call: PathBuf,
     calls: AtomicU32,
 }
 
 impl Inside {
     fn new(files: &Files) -> Self {
         Self {
-            node: format!("wdt-{}@localhost", files.port),
-            env: [
-                ("PATH", PATH.into()),
-                // Where the cookie is.
-                ("HOME", files.dir.display().to_string()),
-                ("ERL_EPMD_PORT", files.epmd_port.to_string()),
-            ],
+            erl_call: files.dir.join("erl_call"),
             calls: AtomicU32::new(0),
         }
     }
@@ -334,11 +433,11 @@ impl Inside {
         // Two callers of one name would throw each other out.
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
         let name = format!("ask-{}-{call}", std::process::id());
-        let mut command = Command::new("erl_call");
+        let mut command = Command::new(&self.erl_call);
         command
-            .args(["-sname", &self.node, "-h", &name, "-fetch_stdout", "-e"])
+            .args(["-h", &name, "-fetch_stdout", "-e"])
             .env_clear()
-            .envs(self.env.clone());
+            .env("PATH", PATH);
         let output =
             tokio::task::spawn_blocking(move || process::run(&mut command, &code, CONSOLE_LIMIT))
                 .await
@@ -381,6 +480,8 @@ pub struct Consumer {
     /// 0 is no bound.
     pub prefetch: u64,
     pub manual_ack: bool,
+    /// False while the node that it was connected to is away: it may come back with it.
+    pub connected: bool,
 }
 
 /// A virtual host of the test's own: nobody else's queues, consumers or connections.
@@ -395,6 +496,25 @@ impl Vhost {
     /// A fresh one on the shared broker.
     pub async fn fresh() -> Self {
         Broker::shared().await.vhost().await
+    }
+
+    /// The AMQP port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The same virtual host by way of another node of the cluster.
+    pub fn seen_from(&self, node: &Broker) -> Self {
+        Self {
+            name: self.name.clone(),
+            port: node.files.port,
+            inside: node.inside.clone(),
+        }
     }
 
     /// Where clients connect.
@@ -479,16 +599,64 @@ impl Vhost {
 
     /// All consumers.
     pub async fn consumers(&self) -> Vec<Consumer> {
-        self.inside
-            .ask(&format!(
-                r#"[#{{queue => element(4, proplists:get_value(queue_name, C)),
-                     tag => proplists:get_value(consumer_tag, C),
-                     prefetch => proplists:get_value(prefetch_count, C),
-                     manual_ack => proplists:get_value(ack_required, C)}}
-                   || C <- rabbit_amqqueue:consumers_all(<<"{}">>)]"#,
-                self.name
-            ))
-            .await
+        let consumers = format!(
+            r#"[#{{queue => element(4, proplists:get_value(queue_name, C)),
+                 tag => proplists:get_value(consumer_tag, C),
+                 prefetch => proplists:get_value(prefetch_count, C),
+                 manual_ack => proplists:get_value(ack_required, C),
+                 connected => lists:member(
+                     node(proplists:get_value(channel_pid, C)), [node() | nodes()])}}
+               || C <- rabbit_amqqueue:consumers_all(<<"{}">>)]"#,
+            self.name
+        );
+        // A queue whose leader is gone cannot be asked for a moment.
+        let what = format!("the consumers of {} can be read", self.name);
+        eventually_ok(BETWEEN_LIMIT, &what, async || {
+            self.inside.try_ask(&consumers).await
+        })
+        .await
+    }
+
+    /// The node that leads a quorum queue, by its AMQP port.
+    pub async fn leader(&self, queue: &str) -> u16 {
+        let leader = self.of_members(
+            queue,
+            "{ok, _, {_, Leader}} = ra:members({Name, node()}, 5000), atom_to_binary(Leader)",
+        );
+        let what = format!("{queue} has a leader");
+        eventually_ok(BETWEEN_LIMIT, &what, async || {
+            let node: String = self.inside.try_ask(&leader).await?;
+            let port = node.strip_prefix("wdt-").and_then(|n| n.split('@').next());
+            port.and_then(|port| port.parse().ok()).ok_or(node)
+        })
+        .await
+    }
+
+    /// Waits until this node has its member of a quorum queue of three, at work.
+    pub async fn has_member(&self, limit: Duration, queue: &str) {
+        let members = self.of_members(
+            queue,
+            "{ok, _, _} = ra:local_query({Name, node()}, fun rabbit_fifo:overview/1),
+            {ok, Members, _} = ra:members({Name, node()}, 5000), length(Members)",
+        );
+        let what = format!("the node at {} has a member of {queue}", self.port);
+        eventually_ok(limit, &what, async || {
+            match self.inside.try_ask::<usize>(&members).await {
+                Ok(3) => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+    }
+
+    fn of_members(&self, queue: &str, expression: &str) -> String {
+        format!(
+            r#"begin
+                {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{}">>, queue, <<"{queue}">>)),
+                {{Name, _}} = amqqueue:get_pid(Q), {expression}
+            end"#,
+            self.name
+        )
     }
 
     /// Makes a quorum queue forget its consumers without a word to them; tells how many.
@@ -509,6 +677,26 @@ impl Vhost {
             ))
             .await;
         forgotten.len()
+    }
+
+    /// Makes a quorum queue believe that its consumers' node is away, as a short break between two
+    /// nodes does: they stay registered and get nothing. Tells how many.
+    pub async fn silence_consumers(&self, queue: &str) -> usize {
+        let silenced: Vec<bool> = self
+            .inside
+            .ask(&format!(
+                r#"begin
+                    {{ok, Q}} = rabbit_amqqueue:lookup(
+                        rabbit_misc:r(<<"{}">>, queue, <<"{queue}">>)),
+                    [begin
+                        {{ok, _, _}} = ra:process_command(
+                            amqqueue:get_pid(Q), {{down, element(1, C), noconnection}}), true
+                    end || C <- rabbit_amqqueue:consumers(Q)]
+                end"#,
+                self.name
+            ))
+            .await;
+        silenced.len()
     }
 
     /// How a queue was declared, if it exists.

@@ -19,5 +19,6 @@ pub mod gateway;
 pub mod orders;
 pub mod process;
 pub mod proxy;
+pub mod raw;
 pub mod scene;
 pub mod worker;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::amqp::{Amqp, COMMANDS, Command, Inbox, Message};
@@ -14,6 +15,10 @@ use super::gateway::{CANCEL, Gateway};
 use super::orders::Orders;
 use super::worker::{Setup, Worker};
 
+/// What a worker logs when it has no session.
+pub const LOST: &str = "no session with the broker";
+/// What it logs when it has one.
+pub const CONNECTED: &str = "connected to the broker";
 /// What takes milliseconds on an idle machine.
 pub const SOON: Duration = Duration::from_secs(20);
 /// What waits for pauses of the worker's own (half a minute at most between tries), on a machine
@@ -95,6 +100,17 @@ impl Scene {
         .await;
         assert!(consumer.manual_ack && consumer.prefetch > 0, "{consumer:?}");
         consumer
+    }
+
+    /// The broker knows exactly one consumer of the commands, as this one was: its prefetch, and
+    /// manual acknowledgement.
+    pub async fn is_consumed_like(&self, before: &Consumer) {
+        let now = self.consumer().await;
+        let like = Consumer {
+            tag: now.tag.clone(),
+            ..before.clone()
+        };
+        assert_eq!(now, like);
     }
 
     /// Waits until the commands' queue holds nothing, not even unacknowledged.
@@ -207,7 +223,26 @@ impl Load {
 
 /// The lines of a worker's log that contain this.
 pub fn lines(worker: &Worker, part: &str) -> Vec<String> {
-    let log = worker.log();
-    let found = log.lines().filter(|line| line.contains(part));
-    found.map(Into::into).collect()
+    worker.lines(part)
+}
+
+/// What the worker gave as the causes of having no session, each of which it tells once.
+pub fn causes(worker: &Worker) -> Vec<String> {
+    let cause = |line: &String| {
+        let line: Value = serde_json::from_str(line).expect("a line of JSON");
+        line["cause"].as_str().expect("a cause").to_string()
+    };
+    let causes: Vec<String> = lines(worker, LOST).iter().map(cause).collect();
+    let different: BTreeSet<_> = causes.iter().collect();
+    assert_eq!(different.len(), causes.len(), "told twice: {causes:#?}");
+    causes
+}
+
+/// Waits until the worker has connected so many times.
+pub async fn is_back(worker: &Worker, times: usize) {
+    eventually_ok(LATER, &format!("{times} sessions"), async || {
+        let sessions = lines(worker, CONNECTED).len();
+        (sessions >= times).then_some(()).ok_or(sessions)
+    })
+    .await;
 }

@@ -18,6 +18,8 @@ use super::process::{PATH, Process, Signal, free_port, fresh_dir};
 const BINARY: &str = env!("CARGO_BIN_EXE_wdt-cancel-worker");
 /// One answer of the admin port. It answers from memory.
 const HTTP_LIMIT: Duration = Duration::from_secs(5);
+/// The worker notices the slowest trouble, a frozen peer, after two heartbeats.
+const RED_LIMIT: Duration = Duration::from_secs(90);
 /// The largest answer of the admin port that is read.
 const MAX_ANSWER: u64 = 16 * 1024 * 1024;
 
@@ -168,6 +170,31 @@ impl Worker {
     pub async fn readiness(&self) -> Option<(u16, Value)> {
         let (status, body) = self.get("/readyz").await?;
         Some((status, serde_json::from_str(&body).unwrap_or(Value::Null)))
+    }
+
+    /// Waits until readiness is red because of this check; what the check says.
+    pub async fn not_ready(&self, check: &str) -> String {
+        eventually_ok(RED_LIMIT, &format!("{check} is red"), async || {
+            let Some((status, page)) = self.readiness().await else {
+                return Err(Value::Null);
+            };
+            let checks = page["checks"].as_array().cloned().unwrap_or_default();
+            let red = checks
+                .into_iter()
+                .find(|c| c["name"] == check && c["state"] == "failing");
+            match red {
+                Some(red) if status == 503 => Ok(red.to_string()),
+                _ => Err(page),
+            }
+        })
+        .await
+    }
+
+    /// The lines it has printed that contain this.
+    pub fn lines(&self, part: &str) -> Vec<String> {
+        let log = self.log();
+        let found = log.lines().filter(|line| line.contains(part));
+        found.map(Into::into).collect()
     }
 
     /// A metric's value by the whole left side of its line, such as `name{label="x"}`.
