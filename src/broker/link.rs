@@ -24,13 +24,14 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use super::answer::{self, Outlet, Publication, Settlement};
-use super::intake::{Inlet, Tickets};
+use super::intake::{self, Inlet, Tickets};
 use super::reply::Courier;
 use super::session::{Mark, Progress, SessionError};
 use super::topology;
 use super::{BrokerEvent, Deliveries, Settings};
 use crate::rules::delay::Delays;
 use crate::rules::desk::Intake;
+use crate::rules::window::Window;
 
 /// From the first packet to a connection that can be used.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -104,7 +105,6 @@ impl Link {
         let progress = Arc::new(Progress::default());
         let (stop, stopped) = oneshot::channel();
         let mut supervisor = Supervisor {
-            settings,
             events,
             publications: publications_rx,
             settlements: settlements_rx,
@@ -112,6 +112,8 @@ impl Link {
             state: state_tx,
             progress: progress.clone(),
             tickets: Tickets::default(),
+            window: intake::window(settings.prefetch),
+            settings,
             causes: BTreeSet::new(),
             differences: BTreeSet::new(),
             rng,
@@ -189,6 +191,8 @@ struct Supervisor {
     state: watch::Sender<LinkState>,
     progress: Arc<Progress>,
     tickets: Tickets,
+    /// Of all sessions: what one has learnt of the commands holds for the next.
+    window: Window,
     /// Told since the last session; with several nodes they take turns.
     causes: BTreeSet<String>,
     /// Told since the start.
@@ -275,7 +279,7 @@ impl Supervisor {
             server.address = url.authority.host,
             server.port = url.authority.port,
             messaging.destination.name = self.settings.queue,
-            prefetch = self.settings.prefetch,
+            prefetch = self.window.width(),
             "connected to the broker"
         );
         Ok(Session {
@@ -310,6 +314,7 @@ impl Supervisor {
             deliveries: &deliveries,
             events: &self.events,
             tickets: &mut self.tickets,
+            window: &mut self.window,
             progress: &self.progress,
         };
         let mut outlet = Outlet {
@@ -475,7 +480,7 @@ impl Watching<'_> {
             };
             self.progress.looked(queue.message_count().into());
             let is_odd = queue.message_count() > 0 || queue.consumer_count() == 0;
-            let now = mark.filter(|_| is_odd && self.deliveries.lock().is_empty());
+            let now = mark.filter(|_| is_odd && self.deliveries.load().0 == 0);
             if now.is_some() && now == suspect {
                 return Err(SessionError::Silent);
             }
