@@ -486,6 +486,69 @@ async fn ten_thousand_orders_for_each_of_several_accounts_stay_within_the_memory
     within_memory(&worker, "4 commands of 10,000 orders");
 }
 
+/// What the worker takes at most, each time from its start: the figures in `docs/ARCHITECTURE.md`.
+/// `cargo test --release --locked --test hostile -- --ignored --nocapture`
+#[tokio::test]
+#[ignore = "takes minutes, and tells something only of a build for release"]
+async fn figures() {
+    for (concurrency, prefetch) in [(2, "default"), (64, "largest")] {
+        let light = |n: usize| Command::orders([format!("S{n}")]).id(&format!("s{n}"));
+        measure(
+            &format!("20,000 small commands, {prefetch} prefetch"),
+            concurrency,
+            20_000,
+            1,
+            light,
+        )
+        .await;
+        let what = format!("600 commands of 1 MiB, {prefetch} prefetch");
+        measure(&what, concurrency, 600, 1, |n| padded(n, "default")).await;
+        let what = format!("40 commands of 10,000 orders, {prefetch} prefetch");
+        let many = |n: usize| {
+            let numbers = (0..10_000).map(|order| format!("QC2026112400{n:03}{order:05}"));
+            Command::orders(numbers).id(&format!("m{n}"))
+        };
+        measure(&what, concurrency, 40, 10_000, many).await;
+    }
+}
+
+/// All of these wait in the queue when the worker starts.
+async fn measure(
+    what: &str,
+    concurrency: usize,
+    commands: usize,
+    orders_each: usize,
+    command: impl Fn(usize) -> Command,
+) {
+    let scene = Scene::fresh()
+        .await
+        .set("WDT_API__CONCURRENCY", concurrency)
+        .set(
+            "WDT_API__MAX_ORDERS_PER_CALL",
+            if concurrency > 2 { 1000 } else { 20 },
+        );
+    let amqp = scene.amqp().await;
+    let mut results = amqp.results().await;
+    let worker = scene.worker().await;
+    let at_rest = peak(&worker);
+    worker_stops(worker).await;
+    for first in (0..commands).step_by(32) {
+        let some: Vec<Command> = (first..commands.min(first + 32)).map(&command).collect();
+        amqp.send_all(COMMANDS, &some).await;
+    }
+    let worker = scene.worker().await;
+    for _ in 0..commands * orders_each {
+        let event = results.next(LATER).await.expect("an event");
+        assert_eq!(event.outcome(), "cancelled");
+    }
+    scene.queue_is_empty().await;
+    let prefetch = scene.consumer().await.prefetch;
+    eprintln!(
+        "{what}: at most {} MiB; at rest {at_rest}, prefetch at the end {prefetch}",
+        peak(&worker)
+    );
+}
+
 /// It has declared what it needs, and lets go of it.
 async fn worker_stops(mut worker: Worker) {
     assert_eq!(worker.terminate(SOON).await, 0);

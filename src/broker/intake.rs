@@ -4,10 +4,11 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
+use futures_util::future::OptionFuture;
 use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
-use lapin::{Channel, Consumer};
+use lapin::{Acker, Channel, Consumer};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use tracing::debug;
@@ -31,6 +32,14 @@ pub(super) fn window(prefetch: u16) -> Window {
 /// Numbers deliveries over all sessions, so that no ticket of a lost one is taken for another's.
 #[derive(Debug, Default)]
 pub(super) struct Tickets(u64);
+
+/// What of one subscription is too much.
+#[derive(Default)]
+struct Excess {
+    deliveries: Vec<Acker>,
+    /// The weight in hand at which to go on, once there is any.
+    goes_on_at: Option<usize>,
+}
 
 pub(super) struct Inlet<'a> {
     pub channel: Channel,
@@ -80,63 +89,66 @@ impl Inlet<'_> {
     /// sent until then is handed on, unless it is too much; then it goes back, and this waits until
     /// there is room again.
     async fn consume(&mut self, mut consumer: Consumer) -> Result<(), SessionError> {
+        let mut excess = Excess::default();
+        let mut cancel = None;
         let mut cancelled = false;
-        let mut back = Vec::new();
-        let mut goes_on_at = None;
         loop {
-            let ends = tokio::select! {
+            let is_over = tokio::select! {
                 delivery = consumer.next() => match delivery {
-                    // Its body is let go at once: what is on the way behind it comes faster than
-                    // anything could be given back.
-                    Some(delivery) if goes_on_at.is_some() => {
-                        back.push(delivery?.acker);
-                        false
-                    }
-                    Some(delivery) => {
-                        let delivery = delivery?;
-                        let weight = weigh(&delivery);
-                        let (count, in_hand) = self.deliveries.load();
-                        match self.window.arrive(weight, count, in_hand) {
-                            Arrival::Take => {
-                                self.hand_on(delivery, weight);
-                                false
-                            }
-                            Arrival::TakeAndWiden => {
-                                self.hand_on(delivery, weight);
-                                true
-                            }
-                            Arrival::GiveBack => {
-                                goes_on_at = Some(self.window.goes_on_at(weight));
-                                back.push(delivery.acker);
-                                true
-                            }
-                        }
-                    }
-                    None if cancelled => break,
+                    Some(delivery) => self.take(delivery?, &mut excess),
+                    None if cancel.is_some() => break,
                     None => return Err(SessionError::Cancelled),
                 },
-                changed = self.wanted.changed(), if !cancelled => {
+                changed = self.wanted.changed(), if cancel.is_none() => {
                     changed.is_err() || *self.wanted.borrow() != Intake::Open
                 }
+                // Deliveries come until the broker has heard of it, and must not pile up meanwhile.
+                done = OptionFuture::from(cancel.as_mut()), if cancel.is_some() && !cancelled => {
+                    done.unwrap_or(Ok(()))?;
+                    cancelled = true;
+                    false
+                }
             };
-            if ends && !cancelled {
-                let tag = consumer.tag();
-                self.channel
-                    .basic_cancel(tag, BasicCancelOptions::default())
-                    .await?;
-                cancelled = true;
+            if is_over && cancel.is_none() {
+                let (channel, tag) = (self.channel.clone(), consumer.tag());
+                cancel = Some(Box::pin(async move {
+                    channel
+                        .basic_cancel(tag, BasicCancelOptions::default())
+                        .await
+                }));
             }
         }
-        if let Some(weight) = goes_on_at {
+        if let Some(weight) = excess.goes_on_at {
             debug!(
-                given_back = back.len(),
+                given_back = excess.deliveries.len(),
                 prefetch = self.window.width(),
                 "as much in hand as memory allows; fewer commands at once"
             );
-            give_back(back).await?;
+            give_back(excess.deliveries).await?;
             self.deliveries.at_most(weight).await;
         }
         Ok(())
+    }
+
+    /// Takes a delivery in hand, or notes that it goes back; `true` when no more are wanted by this
+    /// subscription.
+    fn take(&mut self, delivery: Delivery, excess: &mut Excess) -> bool {
+        if excess.goes_on_at.is_some() {
+            // Its body is let go at once: others come faster than anything could be given back.
+            excess.deliveries.push(delivery.acker);
+            return false;
+        }
+        let weight = weigh(&delivery);
+        let (count, in_hand) = self.deliveries.load();
+        let arrival = self.window.arrive(weight, count, in_hand);
+        match arrival {
+            Arrival::Take | Arrival::TakeAndWiden => self.hand_on(delivery, weight),
+            Arrival::GiveBack => {
+                excess.goes_on_at = Some(self.window.goes_on_at(weight));
+                excess.deliveries.push(delivery.acker);
+            }
+        }
+        arrival != Arrival::Take
     }
 
     fn hand_on(&mut self, delivery: Delivery, weight: usize) {

@@ -177,7 +177,10 @@ impl Link {
         drop(settlements);
         // A link that gave up has nobody to hear it.
         let _ = stop.send(());
-        drop(tokio::time::timeout(CLOSE_TIMEOUT * 3, &mut task).await);
+        // One that gave up was awaited already, and cannot be again.
+        if !task.is_finished() {
+            drop(tokio::time::timeout(CLOSE_TIMEOUT * 3, &mut task).await);
+        }
         task.abort();
     }
 }
