@@ -174,34 +174,6 @@ async fn a_consumer_that_the_broker_has_forgotten_is_replaced() {
     assert!(told[0].contains("silent"), "{told:#?}");
 }
 
-/// The broker counts it as a consumer and gives it nothing, while messages wait and one command is
-/// in hand: a call that hangs must not hide the silence.
-#[tokio::test]
-async fn a_consumer_that_is_registered_but_silent_is_replaced_within_a_bound() {
-    let scene = Scene::fresh().await.set("WDT_API__TIMEOUT", "10m");
-    let amqp = scene.amqp().await;
-    let mut results = amqp.results().await;
-    let worker = scene.worker().await;
-    let consumer = scene.consumer().await;
-    scene.slow(Duration::from_secs(300));
-    let held = Load::new(&scene.orders, "HELD", 1);
-    held.send(&amqp).await;
-    scene.until_sent(&held, 1).await;
-    scene.slow(Duration::ZERO);
-    assert_eq!(scene.vhost.silence_consumers(COMMANDS).await, 1);
-    let silent = Instant::now();
-    let load = Load::new(&scene.orders, "QC", 10);
-    load.send(&amqp).await;
-    assert_eq!(scene.vhost.queue(COMMANDS).await.unwrap().consumers, 1);
-    let told = worker.logs(SILENT_CONSUMER_LIMIT, LOST).await;
-    assert!(told.contains("silent"), "{told}");
-    load.is_told(&mut results, SOON).await;
-    println!("replaced after {} s", silent.elapsed().as_secs());
-    scene.is_consumed_like(&consumer).await;
-    scene.each_was_sent_once(&load);
-    assert_eq!(lines(&worker, LOST).len(), 1, "{}", worker.log());
-}
-
 /// The worker looks each half minute, and believes the second look.
 const SILENT_CONSUMER_LIMIT: Duration = Duration::from_secs(70);
 

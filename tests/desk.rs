@@ -899,7 +899,7 @@ fn what_cannot_be_handled_now_does_not_spin() {
             match method {
                 Method::Cancel => bench.desk.cancel_answered(bench.now, call, &stopped()),
                 Method::LookUp => bench.desk.look_up_answered(bench.now, call, &stopped()),
-                Method::Probe => bench.desk.probe_answered(bench.now, call, &stopped()),
+                Method::Probe => bench.desk.probe_answered(bench.now, call, &stopped::<()>()),
             }
             story.extend(bench.go());
         }

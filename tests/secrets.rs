@@ -300,7 +300,7 @@ async fn nothing_that_a_run_writes_holds_a_secret_or_a_signature() {
             assert_eq!(worker.terminate(LATER).await, 0, "{}", worker.log());
         } else {
             worker.signal(Signal::ABORT);
-            worker.ended(SOON).await;
+            worker.wait_ended(SOON).await;
         }
         seen.extend(worker.log().bytes());
     }
@@ -383,7 +383,7 @@ async fn nothing_that_a_run_writes_holds_a_secret_or_a_signature() {
             name => setup.with(name, value),
         };
         let mut process = setup.start_with(args);
-        process.ended(LATER).await;
+        process.wait_ended(LATER).await;
         let said = process.log();
         assert!(!said.trim().is_empty(), "{args:?} says something");
         forbidden.check(&format!("{name} {args:?}"), said.as_bytes());

@@ -11,18 +11,21 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicPublishOptions};
-use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
+use lapin::{Acker, BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
 
 use super::reply::{self, Courier};
 use super::session::SessionError;
-use super::{BrokerEvent, Deliveries, Settings, wire};
+use super::wire::{self, BODY_MAX_BYTES};
+use super::{BrokerEvent, Deliveries, Settings};
 use crate::rules::desk::{Fate, Finished, Parking, Telling, Ticket};
 
 /// Publications in one batch at most: enough to share the wait for the confirms, few enough to
 /// bound what is uncertain when the broker goes away.
 const BATCH_MAX: usize = 256;
+/// Copies of commands in one batch at most: four of the largest that the contract allows.
+const COPIES_MAX_BYTES: usize = 4 * BODY_MAX_BYTES;
 /// A batch is confirmed within this time, or the session is given up; a blocked connection is
 /// waited for.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
@@ -65,10 +68,32 @@ impl Outlet<'_> {
                 return std::future::pending().await;
             }
             // An answer to a delivery of a lost session would answer nobody.
-            batch.retain(|publication| self.deliveries.lock().contains_key(&publication.ticket()));
-            self.publish(&batch).await?;
+            batch.retain(|publication| self.deliveries.get(publication.ticket()).is_some());
+            let mut rest = &batch[..];
+            while !rest.is_empty() {
+                let (first, later) = rest.split_at(self.fitting(rest));
+                self.publish(first).await?;
+                rest = later;
+            }
             batch.clear();
         }
+    }
+
+    /// How many of these go out together: at least one, and few enough that the copies of commands
+    /// among them, which the client library copies once more, stay within their bound.
+    fn fitting(&self, batch: &[Publication]) -> usize {
+        let mut bytes = 0;
+        let fits = batch.iter().take_while(|publication| {
+            bytes += match publication {
+                Publication::Event(_) => 0,
+                Publication::Park(parking) => self
+                    .deliveries
+                    .get(parking.ticket)
+                    .map_or(0, |held| held.data.len()),
+            };
+            bytes <= COPIES_MAX_BYTES
+        });
+        fits.count().max(1)
     }
 
     async fn publish(&mut self, batch: &[Publication]) -> Result<(), SessionError> {
@@ -108,7 +133,7 @@ impl Outlet<'_> {
                 }
                 Publication::Park(parking) => {
                     fail_point!("park");
-                    let Some(held) = self.deliveries.lock().get(&parking.ticket).cloned() else {
+                    let Some(held) = self.deliveries.get(parking.ticket) else {
                         continue;
                     };
                     let origin = wire::Origin {
@@ -251,7 +276,7 @@ pub(super) async fn settle(
                 Settlement::Acknowledge(finished) => finished.ticket(),
                 Settlement::Return(ticket) => *ticket,
             };
-            let held = deliveries.lock().remove(&ticket);
+            let held = deliveries.let_go(ticket);
             async move {
                 let Some(held) = held else {
                     // Of a lost session; the broker gives it to somebody again.
@@ -265,12 +290,8 @@ pub(super) async fn settle(
                         acknowledged
                     }
                     Settlement::Return(_) => {
-                        let requeue = BasicNackOptions {
-                            requeue: true,
-                            ..BasicNackOptions::default()
-                        };
                         fail_point!("give-back");
-                        let given_back = held.nack(requeue).await;
+                        let given_back = held.nack(requeue()).await;
                         fail_point!("given-back");
                         given_back
                     }
@@ -284,6 +305,24 @@ pub(super) async fn settle(
                 return Err(SessionError::NotAcknowledged);
             }
         }
+    }
+}
+
+/// Gives deliveries back to the queue that were never handed on.
+pub(super) async fn give_back(deliveries: Vec<Acker>) -> Result<(), SessionError> {
+    let returned = join_all(deliveries.iter().map(|delivery| delivery.nack(requeue()))).await;
+    for returned in returned {
+        if !returned? {
+            return Err(SessionError::NotAcknowledged);
+        }
+    }
+    Ok(())
+}
+
+fn requeue() -> BasicNackOptions {
+    BasicNackOptions {
+        requeue: true,
+        ..BasicNackOptions::default()
     }
 }
 

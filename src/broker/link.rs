@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use super::answer::{self, Outlet, Publication, Settlement};
-use super::intake::{Inlet, Tickets};
+use super::intake::{self, Inlet, Tickets};
 use super::mend;
 use super::reply::Courier;
 use super::session::{Mark, Progress, SessionError};
@@ -32,6 +32,7 @@ use super::topology;
 use super::{BrokerEvent, Deliveries, Settings};
 use crate::rules::delay::Delays;
 use crate::rules::desk::Intake;
+use crate::rules::window::Window;
 
 /// From the first packet to a connection that can be used.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -107,7 +108,6 @@ impl Link {
         let progress = Arc::new(Progress::default());
         let (stop, stopped) = oneshot::channel();
         let mut supervisor = Supervisor {
-            settings,
             events,
             publications: publications_rx,
             settlements: settlements_rx,
@@ -116,6 +116,8 @@ impl Link {
             progress: progress.clone(),
             tickets: Tickets::default(),
             mends: false,
+            window: intake::window(settings.prefetch),
+            settings,
             causes: BTreeSet::new(),
             differences: BTreeSet::new(),
             rng,
@@ -198,6 +200,8 @@ struct Supervisor {
     tickets: Tickets,
     /// The last session ended by a message that the client cannot read.
     mends: bool,
+    /// Of all sessions: what one has learnt of the commands holds for the next.
+    window: Window,
     /// Told since the last session; with several nodes they take turns.
     causes: BTreeSet<String>,
     /// Told since the start.
@@ -289,7 +293,7 @@ impl Supervisor {
             server.address = url.authority.host,
             server.port = url.authority.port,
             messaging.destination.name = self.settings.queue,
-            prefetch = self.settings.prefetch,
+            prefetch = self.window.width(),
             "connected to the broker"
         );
         Ok(Session {
@@ -324,6 +328,7 @@ impl Supervisor {
             deliveries: &deliveries,
             events: &self.events,
             tickets: &mut self.tickets,
+            window: &mut self.window,
             progress: &self.progress,
         };
         let mut outlet = Outlet {
@@ -499,7 +504,7 @@ impl Watching<'_> {
             };
             self.progress.looked(queue.message_count().into());
             let is_odd = queue.message_count() > 0 || queue.consumer_count() == 0;
-            let has_room = self.deliveries.lock().len() < usize::from(self.settings.prefetch);
+            let has_room = self.progress.has_room(self.deliveries.load().0);
             let now = mark.filter(|_| is_odd && has_room);
             if now.is_some() && now == suspect {
                 return Err(SessionError::Silent);

@@ -6,6 +6,7 @@
 //! wrong ends the whole session, and a new one is made ([`link`]).
 
 pub mod answer;
+mod held;
 pub mod intake;
 pub mod link;
 mod mend;
@@ -14,14 +15,14 @@ pub mod session;
 pub mod topology;
 pub mod wire;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use lapin::message::Delivery;
 
 use crate::rules::admit::{RawCommand, RawProperties};
 use crate::rules::desk::{CommandKey, Fate, Ticket};
 use crate::rules::poison::{Digest, SUSPECT};
+use held::Deliveries;
 
 /// What the broker's side needs to know.
 #[derive(Clone)]
@@ -103,15 +104,5 @@ impl Delivered {
     /// By which it is known when it comes again in another run.
     pub fn digest(&self) -> Digest {
         wire::digest(&self.delivery.data, &self.delivery.properties)
-    }
-}
-
-/// The deliveries of the current session.
-#[derive(Debug, Clone, Default)]
-struct Deliveries(Arc<Mutex<HashMap<Ticket, Arc<Delivery>>>>);
-
-impl Deliveries {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Ticket, Arc<Delivery>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -96,6 +96,8 @@ impl SessionError {
 pub struct Progress {
     consuming: AtomicBool,
     subscriptions: AtomicU64,
+    /// Deliveries that may be in hand at present; none while memory is full.
+    width: AtomicU64,
     delivered: AtomicU64,
     blocked: Mutex<Option<String>>,
     ready: AtomicU64,
@@ -115,6 +117,15 @@ impl Progress {
             self.subscriptions.fetch_add(1, Ordering::Relaxed);
         }
         self.consuming.store(consuming, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_width(&self, width: u16) {
+        self.width.store(width.into(), Ordering::Relaxed);
+    }
+
+    /// With so many in hand, more would be taken.
+    pub(super) fn has_room(&self, in_hand: usize) -> bool {
+        in_hand < usize::try_from(self.width.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
     }
 
     pub(super) fn delivered(&self) {

@@ -1,20 +1,25 @@
 //! Commands from bytes, events to bytes (contract §2 and §3).
 
+use std::fmt;
+
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use md5::{Digest as _, Md5};
-use serde::Serialize;
-use serde_json::Value;
+use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::mend::SUBSTITUTE;
-use crate::rules::admit::{Envelope, RawCommand, RawProperties};
+use crate::rules::admit::{Envelope, ORDERS_MAX, RawCommand, RawProperties};
 use crate::rules::desk::{Event, Parking, Telling};
 use crate::rules::poison::Digest;
 use crate::rules::trace::{TraceParent, tracestate};
 
 /// Largest body of a command, in bytes (contract §2).
 pub const BODY_MAX_BYTES: usize = 1024 * 1024;
+/// How much of what was found instead of a string is kept, in characters.
+const FOUND_MAX_CHARS: usize = 100;
 /// The namespace of event ids. Fixed for ever: a consumer that keeps ids for deduplication must see
 /// the same one after an upgrade.
 const EVENT_IDS: Uuid = Uuid::from_u128(0x3f6d_8a52_91c4_5e07_b2d8_6c1e_94a7_f035);
@@ -54,43 +59,43 @@ fn read_body(body: &[u8]) -> Result<RawCommand, String> {
             error.valid_up_to()
         )
     })?;
-    let value: Value = serde_json::from_str(text)
+    let value: &RawValue = serde_json::from_str(text)
         .map_err(|error| format!("body: not JSON ({error}); expected a JSON object"))?;
-    let Value::Object(mut fields) = value else {
+    if !value.get().starts_with('{') {
         return Err(format!(
             r#"body: found {}; expected a JSON object such as {{"order_no_list": ["QC1"]}}"#,
-            kind(&value)
+            kind(value)
         ));
+    }
+    // Readers of JSON differ in which of two fields of one name they take, so neither is.
+    let fields: Fields<'_> = serde_json::from_str(value.get())
+        .map_err(|error| format!("body: {error}; expected an object that names each field once"))?;
+    let Some(list) = fields.order_no_list else {
+        return Err("order_no_list: missing; expected a list of strings".into());
     };
-    let list = match fields.remove("order_no_list") {
-        Some(Value::Array(list)) => list,
-        Some(other) => {
-            return Err(format!(
-                "order_no_list: found {}; expected a list of strings",
-                kind(&other)
-            ));
-        }
-        None => return Err("order_no_list: missing; expected a list of strings".into()),
-    };
-    let mut text = |field: &str| match fields.remove(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(other) => Err(format!(
-            "{field}: found {}; expected a string",
-            kind(&other)
-        )),
+    if !list.get().starts_with('[') {
+        return Err(format!(
+            "order_no_list: found {}; expected a list of strings",
+            kind(list)
+        ));
+    }
+    let mut entries = Vec::new();
+    let more = serde_json::Deserializer::from_str(list.get())
+        .deserialize_seq(Entries(&mut entries))
+        .map_err(|error| format!("order_no_list: {error}; expected a list of strings"))?;
+    let text = |name: &str, field: Option<&RawValue>| match field {
+        None => Ok(None),
+        Some(field) if field.get() == "null" => Ok(None),
+        Some(field) => string(field)
+            .map(Some)
+            .map_err(|found| format!("{name}: found {found}; expected a string")),
     };
     Ok(RawCommand {
-        account: text("account")?,
-        deadline: text("deadline")?,
-        command_id: text("command_id")?,
-        order_no_list: list
-            .into_iter()
-            .map(|entry| match entry {
-                Value::String(text) => Ok(text),
-                other => Err(kind(&other)),
-            })
-            .collect(),
+        account: text("account", fields.account)?,
+        deadline: text("deadline", fields.deadline)?,
+        command_id: text("command_id", fields.command_id)?,
+        order_no_list: entries,
+        more_orders: more,
     })
 }
 
@@ -109,15 +114,75 @@ fn mended(properties: &BasicProperties) -> Option<&'static str> {
     .map(|(name, _)| name)
 }
 
+/// What is read of a command. Nothing is built of any other field, so memory is bounded by the body
+/// however deep and wide it is.
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(default, borrow, deserialize_with = "present")]
+    order_no_list: Option<&'a RawValue>,
+    #[serde(default, borrow, deserialize_with = "present")]
+    account: Option<&'a RawValue>,
+    #[serde(default, borrow, deserialize_with = "present")]
+    deadline: Option<&'a RawValue>,
+    #[serde(default, borrow, deserialize_with = "present")]
+    command_id: Option<&'a RawValue>,
+}
+
+/// A field that is there, also when it is null.
+fn present<'de: 'a, 'a, D: Deserializer<'de>>(field: D) -> Result<Option<&'a RawValue>, D::Error> {
+    Deserialize::deserialize(field).map(Some)
+}
+
+/// The entries of a list, as many as a command may have, and the count of the others.
+struct Entries<'e>(&'e mut Vec<Result<String, String>>);
+
+impl<'de> Visitor<'de> for Entries<'_> {
+    type Value = usize;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of strings")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<usize, A::Error> {
+        let mut more = 0;
+        while let Some(entry) = list.next_element::<&RawValue>()? {
+            if self.0.len() < ORDERS_MAX {
+                self.0.push(string(entry));
+            } else {
+                more += 1;
+            }
+        }
+        Ok(more)
+    }
+}
+
+/// A string, or what was found instead of one.
+fn string(value: &RawValue) -> Result<String, String> {
+    if !value.get().starts_with('"') {
+        return Err(kind(value));
+    }
+    // A half of a surrogate pair is a character to JSON and to nobody else.
+    serde_json::from_str(value.get())
+        .map_err(|_| format!("{}, which holds half a character", shortened(value.get())))
+}
+
 /// What a value is, for people.
-fn kind(value: &Value) -> String {
-    match value {
-        Value::Null => "null".into(),
-        Value::Bool(value) => format!("the boolean {value}"),
-        Value::Number(value) => format!("the number {value}"),
-        Value::String(_) => "a string".into(),
-        Value::Array(_) => "a list".into(),
-        Value::Object(_) => "an object".into(),
+fn kind(value: &RawValue) -> String {
+    match value.get().as_bytes().first() {
+        Some(b'n') => "null".into(),
+        Some(b't' | b'f') => format!("the boolean {value}"),
+        Some(b'"') => "a string".into(),
+        Some(b'[') => "a list".into(),
+        Some(b'{') => "an object".into(),
+        Some(_) | None => format!("the number {}", shortened(value.get())),
+    }
+}
+
+/// Of what is shown back, no more than anybody reads: a number may have a million digits.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(FOUND_MAX_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 
@@ -366,4 +431,140 @@ pub struct Origin<'a> {
 
 fn long(value: &str) -> AMQPValue {
     AMQPValue::LongString(LongString::from(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn body(text: &str) -> Result<RawCommand, String> {
+        read(text.as_bytes(), &BasicProperties::default()).0
+    }
+
+    #[test]
+    fn the_fields_of_a_command_are_read_and_others_are_not() {
+        let text = r#"{"deadline": null, "x": [{}], "x": 1, "account": "a", "order_no_list": ["\u5355", "B"]}"#;
+        let expected = RawCommand {
+            order_no_list: vec![Ok("单".into()), Ok("B".into())],
+            account: Some("a".into()),
+            ..RawCommand::default()
+        };
+        assert_eq!(body(text), Ok(expected));
+        let deep = format!(
+            r#"{{"order_no_list": ["A"], "deep": {}{}}}"#,
+            "[".repeat(400_000),
+            "]".repeat(400_000)
+        );
+        assert_eq!(body(&deep).map(|raw| raw.order_no_list.len()), Ok(1));
+    }
+
+    #[test]
+    fn a_complaint_names_the_field_and_what_was_found() {
+        let check = |text: &str, words: &[&str]| {
+            let complaint = body(text).expect_err(text);
+            for word in words {
+                assert!(complaint.contains(word), "{complaint:?} lacks {word:?}");
+            }
+        };
+        let list = r#""order_no_list": ["A"]"#;
+        check(
+            &format!("{{{list}, {list}}}"),
+            &["body", "order_no_list", "once"],
+        );
+        check(
+            &format!(r#"{{"account": "a", {list}, "account": "b"}}"#),
+            &["body", "account", "once"],
+        );
+        check(
+            &format!(r#"{{{list}, "account": 3}}"#),
+            &["account", "the number 3"],
+        );
+        check(
+            &format!(r#"{{{list}, "deadline": true}}"#),
+            &["deadline", "the boolean true"],
+        );
+        check(
+            &format!(r#"{{{list}, "account": "\ud800"}}"#),
+            &["account", "half a character"],
+        );
+        check(
+            r#"{"order_no_list": {}}"#,
+            &["order_no_list", "an object", "a list"],
+        );
+        check(r#"["A"]"#, &["body", "a list", "a JSON object"]);
+    }
+
+    #[test]
+    fn an_entry_that_is_no_text_stands_for_itself() {
+        let read = body(r#"{"order_no_list": ["A", "\udc00B", 7, null, ["A"], {"a": 1}, false]}"#);
+        let entries = read.expect("a command").order_no_list;
+        let wrong: Vec<&str> = entries[1..]
+            .iter()
+            .map(|entry| entry.as_ref().unwrap_err().as_str())
+            .collect();
+        assert_eq!(
+            wrong,
+            [
+                r#""\udc00B", which holds half a character"#,
+                "the number 7",
+                "null",
+                "a list",
+                "an object",
+                "the boolean false",
+            ]
+        );
+    }
+
+    #[test]
+    fn no_more_entries_are_kept_than_a_command_may_have() {
+        let text = format!(
+            r#"{{"order_no_list": [{}1]}}"#,
+            "1,".repeat(ORDERS_MAX + 10)
+        );
+        let read = body(&text).expect("a command");
+        assert_eq!(
+            (read.order_no_list.len(), read.more_orders),
+            (ORDERS_MAX, 11)
+        );
+        let digits = "9".repeat(500_000);
+        let read = body(&format!(r#"{{"order_no_list": [{digits}]}}"#)).expect("a command");
+        let found = read.order_no_list[0].as_ref().unwrap_err();
+        assert!(found.chars().count() < 2 * FOUND_MAX_CHARS, "{found}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read(&body, &BasicProperties::default());
+        }
+
+        #[test]
+        fn what_was_written_is_read(
+            orders in prop::collection::vec(any::<String>(), 0..20),
+            account in any::<Option<String>>(),
+            deadline in any::<Option<String>>(),
+            command_id in any::<Option<String>>(),
+            unknown in any::<String>(),
+        ) {
+            let text = json!({
+                "order_no_list": orders,
+                "account": account,
+                "deadline": deadline,
+                "command_id": command_id,
+                format!("x{unknown}"): {"a": [unknown]},
+            })
+            .to_string();
+            let expected = RawCommand {
+                order_no_list: orders.into_iter().map(Ok).collect(),
+                more_orders: 0,
+                account,
+                deadline,
+                command_id,
+            };
+            prop_assert_eq!(body(&text), Ok(expected));
+        }
+    }
 }

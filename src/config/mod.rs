@@ -26,7 +26,7 @@ use crate::rules::policy::Verify;
 use lapin::uri::AMQPUri;
 use read::{Needs, Reader};
 use reqwest::Url;
-use source::Sources;
+use source::{SettingsFile, Sources};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -207,7 +207,20 @@ impl Config {
         cli_file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Loaded, ConfigError> {
-        load(cli_file, env, Needs::Everything)
+        load(SettingsFile::Named(cli_file), env, Needs::Everything)
+    }
+
+    /// Loads all settings as [`Config::load`] does, from the text of a settings file that problems
+    /// call `name`. Secrets' own files are still read.
+    ///
+    /// # Errors
+    /// As with [`Config::load`].
+    pub fn parse(
+        name: &Path,
+        text: &str,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Loaded, ConfigError> {
+        load(SettingsFile::Text(name, text), env, Needs::Everything)
     }
 
     /// Loads what the broker takes. That the accounts and `api.url` are missing is no problem
@@ -219,18 +232,19 @@ impl Config {
         cli_file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<BrokerConfig, ConfigError> {
-        let Config { amqp, log, .. } = load(cli_file, env, Needs::Broker)?.config;
+        let Config { amqp, log, .. } =
+            load(SettingsFile::Named(cli_file), env, Needs::Broker)?.config;
         Ok(BrokerConfig { amqp, log })
     }
 }
 
 fn load(
-    cli_file: Option<&Path>,
+    file: SettingsFile<'_>,
     env: impl Iterator<Item = (String, String)>,
     needs: Needs,
 ) -> Result<Loaded, ConfigError> {
     let mut problems = Vec::new();
-    let Some(sources) = Sources::gather(cli_file, env, &mut problems) else {
+    let Some(sources) = Sources::gather(file, env, &mut problems) else {
         return Err(ConfigError { problems });
     };
     let mut reader = Reader::new(sources, needs, problems);

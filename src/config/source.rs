@@ -71,6 +71,24 @@ pub(super) enum Found {
     InFile(Given),
 }
 
+/// The settings file.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum SettingsFile<'a> {
+    /// The one of this name, or else that of `WDT_CONFIG`, or else none.
+    Named(Option<&'a Path>),
+    /// This text, which errors call by this name. `WDT_CONFIG` is not looked at.
+    Text(&'a Path, &'a str),
+}
+
+impl<'a> SettingsFile<'a> {
+    fn path(self) -> Option<&'a Path> {
+        match self {
+            Self::Named(path) => path,
+            Self::Text(path, _) => Some(path),
+        }
+    }
+}
+
 /// What one place gives: values by the setting's dotted name.
 type Layer = BTreeMap<String, Given>;
 
@@ -84,17 +102,17 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// Reads the settings file, if one is named by `cli_file` or else by `WDT_CONFIG`, and takes
-    /// the `WDT_` variables out of `env`. What cannot be placed goes to `problems`.
+    /// Reads the settings file, if one is given or else named by `WDT_CONFIG`, and takes the `WDT_`
+    /// variables out of `env`. What cannot be placed goes to `problems`.
     ///
     /// `None` when the file cannot be read: without it, the settings it has would be told as
     /// missing.
     pub(super) fn gather(
-        cli_file: Option<&Path>,
+        settings: SettingsFile<'_>,
         env: impl Iterator<Item = (String, String)>,
         problems: &mut Vec<String>,
     ) -> Option<Self> {
-        let mut file = cli_file.map(Path::to_owned);
+        let mut file = settings.path().map(Path::to_owned);
         let mut variables = BTreeMap::new();
         for (name, value) in env {
             match name.to_ascii_lowercase().as_str() {
@@ -110,7 +128,11 @@ impl Sources {
         let mut sources = Self::default();
         let mut file_is_read = true;
         if let Some(path) = file {
-            match read_settings(&path) {
+            let text = match settings {
+                SettingsFile::Text(_, text) => Ok(text.to_owned()),
+                SettingsFile::Named(_) => read_settings(&path),
+            };
+            match text.and_then(|text| parse_settings(&path, &text)) {
                 Ok(table) => sources.add_file(&path, &table, problems),
                 Err(problem) => {
                     problems.push(problem);
@@ -162,7 +184,7 @@ impl Sources {
         if !is_known(keys) {
             let lower = name.to_ascii_lowercase();
             let nearest = nearest(keys, |candidate| {
-                strsim::damerau_levenshtein(&candidate.to_ascii_lowercase(), &lower)
+                strsim::osa_distance(&candidate.to_ascii_lowercase(), &lower)
             });
             return Err(format!(
                 "{} (from file {}): there is no such setting; the nearest known key is {nearest}",
@@ -183,7 +205,7 @@ impl Sources {
         let keys = split_variable(&lower);
         if !is_known(&keys) {
             let nearest = nearest(&keys, |candidate| {
-                strsim::damerau_levenshtein(&variable_of(candidate).to_ascii_lowercase(), &lower)
+                strsim::osa_distance(&variable_of(candidate).to_ascii_lowercase(), &lower)
             });
             let hint = if is_service_link(&lower) {
                 "; Kubernetes sets such variables for a Service whose name begins with wdt, and \
@@ -298,16 +320,25 @@ pub(super) fn read_secret(name: &str, named_by: &Given) -> Result<Given, String>
     })
 }
 
-fn read_settings(path: &Path) -> Result<toml::Table, String> {
-    let shown = path.display();
-    let text = read_bounded(path, SETTINGS_FILE_MAX_BYTES)
-        .map_err(|error| format!("the settings file {shown} cannot be read: {error}"))?;
+fn read_settings(path: &Path) -> Result<String, String> {
+    read_bounded(path, SETTINGS_FILE_MAX_BYTES).map_err(|error| {
+        format!(
+            "the settings file {} cannot be read: {error}",
+            path.display()
+        )
+    })
+}
+
+fn parse_settings(path: &Path, text: &str) -> Result<toml::Table, String> {
     text.parse().map_err(|error: toml::de::Error| {
         // The error's own Display quotes the line, and a secret may be in it.
         let before = error.span().and_then(|span| text.get(..span.start));
         let line = before.unwrap_or_default().matches('\n').count() + 1;
         let what = error.message();
-        format!("the settings file {shown} is not TOML, line {line}: {what}")
+        format!(
+            "the settings file {} is not TOML, line {line}: {what}",
+            path.display()
+        )
     })
 }
 

@@ -16,6 +16,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ use jiff::Timestamp;
 use jiff::fmt::rfc2822;
 use reqwest::Url;
 use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderName, RETRY_AFTER};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::sign::{self, AppSecret, Paging, Signed};
 use super::wire::{self, ServerTime};
@@ -30,9 +32,13 @@ use crate::rules::judge::{CallEnd, CancelLists, FoundOrder, Reply};
 use crate::rules::order::OrderNo;
 
 /// Longest answer that is read, in bytes. An answer to a full list has some KiB, a document with
-/// thousands of goods some hundred KiB; and the two calls in flight of each account may all meet
-/// it at once.
+/// thousands of goods some hundred KiB.
 pub const ANSWER_MAX_BYTES: usize = 8 * 1024 * 1024;
+/// Answers of up to so many bytes are read as they come; nearly all are.
+pub const ANSWER_SMALL_BYTES: usize = 256 * 1024;
+/// So many longer ones are read and understood at a time, over all accounts; the others wait, within
+/// their own time. So memory does not grow with accounts whose gateways babble.
+const LARGE_ANSWERS: usize = 2;
 /// Longest time for a connection to come about (name, TCP, TLS). Over a working network it takes
 /// well under a second, and a packet lost twice some three.
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(10);
@@ -119,6 +125,7 @@ impl fmt::Display for GatewayUrl {
 pub struct Http {
     client: reqwest::Client,
     timeout: Duration,
+    large: Arc<Semaphore>,
 }
 
 impl Http {
@@ -150,6 +157,7 @@ impl Http {
         Ok(Self {
             client: builder.build()?,
             timeout,
+            large: Arc::new(Semaphore::new(LARGE_ANSWERS)),
         })
     }
 }
@@ -287,8 +295,10 @@ impl Client {
             Ok(response) => {
                 let status = response.status().as_u16();
                 let retry_after = retry_after(response.headers(), self.gateway_time());
-                let body = read_body(response).await;
+                let mut large = None;
+                let body = self.read_body(response, begun, &mut large).await;
                 let end = self.answer(status, retry_after, body, &signed, parse);
+                drop(large);
                 (end, Some(status))
             }
         };
@@ -314,10 +324,43 @@ impl Client {
 
     fn lost(&self, error: &reqwest::Error) -> String {
         if error.is_timeout() {
-            format!("no answer within {:?}", self.http.timeout)
+            self.too_late()
         } else {
             format!("the connection broke before an answer: {}", words(error))
         }
+    }
+
+    fn too_late(&self) -> String {
+        format!("no answer within {:?}", self.http.timeout)
+    }
+
+    /// Counts what comes; what a header announced is no bound. A long answer takes a place in
+    /// `large`, to be kept until it is understood.
+    async fn read_body<'h>(
+        &'h self,
+        mut response: reqwest::Response,
+        begun: Instant,
+        large: &mut Option<SemaphorePermit<'h>>,
+    ) -> Result<Vec<u8>, BodyError> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(BodyError::Broken)? {
+            let length = body.len() + chunk.len();
+            if length > ANSWER_MAX_BYTES {
+                return Err(BodyError::TooLong);
+            }
+            if length > ANSWER_SMALL_BYTES && large.is_none() {
+                let left = self.http.timeout.saturating_sub(begun.elapsed());
+                let place = tokio::time::timeout(left, self.http.large.acquire()).await;
+                // It is never closed.
+                *large = Some(
+                    place
+                        .map_err(|_| BodyError::Late)?
+                        .map_err(|_| BodyError::Late)?,
+                );
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
     }
 
     fn answer<T>(
@@ -336,6 +379,11 @@ impl Client {
             (200, Err(BodyError::Broken(error))) if error.is_timeout() => {
                 return CallEnd::Lost {
                     what: self.lost(&error),
+                };
+            }
+            (200, Err(BodyError::Late)) => {
+                return CallEnd::Lost {
+                    what: self.too_late(),
                 };
             }
             (200, Err(BodyError::Broken(error))) => {
@@ -426,19 +474,9 @@ fn without(hidden: &[String], body: Vec<u8>) -> Vec<u8> {
 /// Why a body was not read to its end.
 enum BodyError {
     TooLong,
+    /// There was no place for a long one in time.
+    Late,
     Broken(reqwest::Error),
-}
-
-/// Counts what comes; what a header announced is no bound.
-async fn read_body(mut response: reqwest::Response) -> Result<Vec<u8>, BodyError> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(BodyError::Broken)? {
-        if body.len() + chunk.len() > ANSWER_MAX_BYTES {
-            return Err(BodyError::TooLong);
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
 }
 
 /// `Retry-After` as seconds from now, or as a date, which is compared with the answer's own `Date`

@@ -4,11 +4,18 @@
 //! as strings and strings as numbers, fields are missing, null or of another type. What cannot be
 //! read is never guessed at: `data` of another form is no data, and an answer without the envelope
 //! `{"status": …}` is none. Both leave the orders in doubt, which costs a look-up; a wrong guess
-//! would cost a false word.
+//! would cost a false word. The same goes for an object that names a field twice: readers of JSON
+//! differ in which one they take.
+
+use std::borrow::Cow;
+use std::fmt;
 
 use jiff::civil::DateTime;
 use jiff::tz::Offset;
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::json;
+use serde_json::value::RawValue;
 
 use super::sign::EPOCH_OFFSET_SECONDS;
 use crate::rules::judge::{CancelLists, FoundOrder, Reply};
@@ -17,6 +24,10 @@ use crate::rules::order::OrderNo;
 /// Longest text of the gateway that is kept, in characters. It goes into events and into the
 /// ledger word for word; known ones have under 100, a stack trace is not worth more.
 pub const TEXT_MAX_CHARS: usize = 1000;
+
+/// Longest list of an answer that is read, in rows: ten times the longest list that is asked. An
+/// answer with more is not one to what was asked.
+pub const ROWS_MAX: usize = 10_000;
 
 /// The body of `system.Core.now`: no arguments.
 pub const NOW_BODY: &[u8] = b"[]";
@@ -50,26 +61,44 @@ pub fn look_up_body(order: &OrderNo) -> Vec<u8> {
 ///
 /// Says what it is when it is not the gateway's envelope. The words hold nothing of the body.
 pub fn parse_cancel(body: &[u8]) -> Result<Reply<CancelLists>, String> {
+    #[derive(Deserialize)]
+    struct Data<'a> {
+        #[serde(default, borrow, deserialize_with = "present")]
+        success_data: Option<&'a RawValue>,
+        #[serde(default, borrow, deserialize_with = "present")]
+        error_data: Option<&'a RawValue>,
+    }
+    #[derive(Deserialize)]
+    struct Failed<'a> {
+        #[serde(default, borrow, deserialize_with = "present")]
+        order_no: Option<&'a RawValue>,
+        #[serde(default, borrow, deserialize_with = "present")]
+        err_msg: Option<&'a RawValue>,
+    }
     parse(body, |data| {
-        let absent = |name: &str| data.get(name).is_none_or(Value::is_null);
-        let list = |name: &str| match data.get(name) {
-            Some(Value::Array(list)) => Some(list.as_slice()),
-            _ => absent(name).then_some(&[][..]),
-        };
-        if !data.is_object() || (absent("success_data") && absent("error_data")) {
+        let Data {
+            success_data,
+            error_data,
+        } = fields(data)?;
+        if success_data.is_none_or(is_null) && error_data.is_none_or(is_null) {
             return None;
         }
-        Some(CancelLists {
-            success: list("success_data")?.iter().filter_map(number).collect(),
-            error: list("error_data")?
-                .iter()
-                .filter_map(|failed| {
-                    let order = number(failed.get("order_no")?)?;
-                    let err_msg = failed.get("err_msg").and_then(Value::as_str);
-                    Some((order, bounded(err_msg.unwrap_or_default())))
-                })
-                .collect(),
-        })
+        let mut lists = CancelLists::default();
+        each(success_data, |row| {
+            lists.success.extend(number(row));
+            Some(())
+        })?;
+        each(error_data, |row| {
+            // A row that names a thing twice spoils all: it may be of any order.
+            if kind(row) == Kind::Object {
+                let Failed { order_no, err_msg } = fields(row)?;
+                let err_msg = err_msg.and_then(text).unwrap_or_default();
+                let named = order_no.and_then(number);
+                lists.error.extend(named.map(|order| (order, err_msg)));
+            }
+            Some(())
+        })?;
+        Some(lists)
     })
 }
 
@@ -82,92 +111,235 @@ pub fn parse_cancel(body: &[u8]) -> Result<Reply<CancelLists>, String> {
 ///
 /// As [`parse_cancel`].
 pub fn parse_look_up(body: &[u8]) -> Result<Reply<Vec<FoundOrder>>, String> {
-    parse(body, |data| match data.get("order")? {
-        Value::Array(rows) => rows
-            .iter()
-            .map(|row| {
-                Some(FoundOrder {
-                    number: number(row.get("other_out_no")?)?,
-                    status: integer(row.get("status")?)?,
-                })
-            })
-            .collect(),
-        Value::Null => {
-            let none_found = data.get("total_count").and_then(integer) == Some(0);
-            none_found.then(Vec::new)
+    #[derive(Deserialize)]
+    struct Data<'a> {
+        #[serde(default, borrow, deserialize_with = "present")]
+        order: Option<&'a RawValue>,
+        #[serde(default, borrow, deserialize_with = "present")]
+        total_count: Option<&'a RawValue>,
+    }
+    #[derive(Deserialize)]
+    struct Row<'a> {
+        #[serde(borrow)]
+        other_out_no: &'a RawValue,
+        #[serde(borrow)]
+        status: &'a RawValue,
+    }
+    parse(body, |data| {
+        let Data { order, total_count } = fields(data)?;
+        let order = order?;
+        if is_null(order) && total_count.and_then(integer) != Some(0) {
+            return None;
         }
-        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => None,
+        let mut found = Vec::new();
+        each(Some(order), |row| {
+            let Row {
+                other_out_no,
+                status,
+            } = fields(row)?;
+            found.push(FoundOrder {
+                number: number(other_out_no)?,
+                status: integer(status)?,
+            });
+            Some(())
+        })?;
+        Some(found)
     })
 }
 
 /// Reads the answer to `system.Core.now`, of which no sample is published. Data may be a Beijing
 /// time `yyyy-MM-dd HH:mm:ss`, or a number (as text, too) that its size tells apart: milliseconds
-/// or seconds of Unix time, or seconds since 2012; or an object with one of these in it.
+/// or seconds of Unix time, or seconds since 2012; or an object, of which the first of these counts.
 ///
 /// # Errors
 ///
 /// As [`parse_cancel`].
 pub fn parse_now(body: &[u8]) -> Result<Reply<ServerTime>, String> {
-    parse(body, |data| match data {
-        Value::Object(fields) => fields.values().find_map(server_time),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
-            server_time(data)
+    parse(body, |data| match kind(data) {
+        Kind::Object => {
+            let mut found = None;
+            let times = Fields(|value: &RawValue| {
+                found = found.or_else(|| server_time(value));
+            });
+            let mut reader = serde_json::Deserializer::from_str(data.get());
+            reader.deserialize_map(times).ok()?;
+            found
         }
+        Kind::Text | Kind::Array | Kind::Other => server_time(data),
     })
 }
 
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(default, borrow, deserialize_with = "present")]
+    status: Option<&'a RawValue>,
+    #[serde(default, borrow, deserialize_with = "present")]
+    message: Option<&'a RawValue>,
+    #[serde(default, borrow, deserialize_with = "present")]
+    data: Option<&'a RawValue>,
+}
+
 /// Reads the envelope, and its data with `read` where there is any.
-fn parse<T>(body: &[u8], read: impl FnOnce(&Value) -> Option<T>) -> Result<Reply<T>, String> {
+///
+/// Nothing is built of what nobody asks for, so memory is bounded by the body's length and
+/// [`ROWS_MAX`], however deep and wide it is.
+fn parse<T>(body: &[u8], read: impl FnOnce(&RawValue) -> Option<T>) -> Result<Reply<T>, String> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Err("an empty body".into());
     }
-    let Ok(answer) = serde_json::from_slice::<Value>(body) else {
+    let answer = std::str::from_utf8(body).ok().map(serde_json::from_str);
+    let Some(Ok(answer)) = answer else {
         return Err("a body that is not JSON".into());
     };
-    let Some(answer) = answer.as_object() else {
+    let answer: &RawValue = answer;
+    if kind(answer) != Kind::Object {
         return Err("JSON that is not an object".into());
-    };
-    let Some(status) = answer.get("status").and_then(integer) else {
+    }
+    let envelope = serde_json::from_str(answer.get());
+    let Envelope {
+        status,
+        message,
+        data,
+    } = envelope.map_err(|error| match error.is_data() {
+        true => "JSON that names a field twice",
+        false => "a body that is not JSON",
+    })?;
+    let Some(status) = status.and_then(integer) else {
         return Err("JSON without a status".into());
     };
-    let message = answer.get("message").and_then(Value::as_str);
     Ok(Reply {
         status,
-        message: bounded(message.unwrap_or_default()),
-        data: answer.get("data").and_then(read),
+        message: message.and_then(text).unwrap_or_default(),
+        data: data.and_then(read),
     })
+}
+
+/// What kind of value it is, by its first character.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Array,
+    Object,
+    /// A number, a boolean or null.
+    Other,
+}
+
+fn kind(value: &RawValue) -> Kind {
+    match value.get().as_bytes().first() {
+        Some(b'"') => Kind::Text,
+        Some(b'[') => Kind::Array,
+        Some(b'{') => Kind::Object,
+        Some(_) | None => Kind::Other,
+    }
+}
+
+fn is_null(value: &RawValue) -> bool {
+    value.get() == "null"
+}
+
+/// A field that is there, also when it is null.
+fn present<'de: 'a, 'a, D: Deserializer<'de>>(field: D) -> Result<Option<&'a RawValue>, D::Error> {
+    Deserialize::deserialize(field).map(Some)
+}
+
+/// The fields of an object; `None` for anything else, and for one that names a field of these twice:
+/// which of the two is meant, nobody can say.
+fn fields<'a, T: Deserialize<'a>>(value: &'a RawValue) -> Option<T> {
+    if kind(value) != Kind::Object {
+        return None;
+    }
+    serde_json::from_str(value.get()).ok()
+}
+
+/// Each row of a list, as long as the rows can be read; `None` when one cannot, when there are more
+/// than [`ROWS_MAX`], or when it is no list. No list at all is one without rows.
+fn each<'a>(list: Option<&'a RawValue>, row: impl FnMut(&'a RawValue) -> Option<()>) -> Option<()> {
+    let Some(list) = list.filter(|list| !is_null(list)) else {
+        return Some(());
+    };
+    if kind(list) != Kind::Array {
+        return None;
+    }
+    let mut reader = serde_json::Deserializer::from_str(list.get());
+    reader.deserialize_seq(Rows(row)).ok()
+}
+
+struct Rows<F>(F);
+
+impl<'de, F: FnMut(&'de RawValue) -> Option<()>> Visitor<'de> for Rows<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of at most {ROWS_MAX} rows")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut rows: A) -> Result<(), A::Error> {
+        let mut count = 0;
+        while let Some(row) = rows.next_element()? {
+            count += 1;
+            if count > ROWS_MAX || (self.0)(row).is_none() {
+                return Err(A::Error::invalid_length(count, &self));
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Fields<F>(F);
+
+impl<'de, F: FnMut(&'de RawValue)> Visitor<'de> for Fields<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut fields: A) -> Result<(), A::Error> {
+        while let Some((IgnoredAny, value)) = fields.next_entry()? {
+            (self.0)(value);
+        }
+        Ok(())
+    }
 }
 
 /// An order number, also one that came as a JSON number. A fraction, or more digits than 64 bits
 /// hold, has lost what it was.
-fn number(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(bounded(text)),
-        Value::Number(n) if n.is_i64() || n.is_u64() => Some(n.to_string()),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
-            None
-        }
-    }
+fn number(value: &RawValue) -> Option<String> {
+    let digits = value.get();
+    text(value)
+        .or_else(|| Some(serde_json::from_str::<i64>(digits).ok()?.to_string()))
+        .or_else(|| Some(serde_json::from_str::<u64>(digits).ok()?.to_string()))
 }
+
+/// A text, up to [`TEXT_MAX_CHARS`] of it.
+fn text(value: &RawValue) -> Option<String> {
+    let text: Cow<'_, str> = match kind(value) {
+        Kind::Text => serde_json::from_str::<Text<'_>>(value.get()).ok()?.0,
+        Kind::Array | Kind::Object | Kind::Other => return None,
+    };
+    Some(bounded(&text))
+}
+
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// An integer, also one that came as text.
-fn integer(value: &Value) -> Option<i64> {
-    match value {
-        Value::Number(n) => n.as_i64(),
-        Value::String(text) => text.trim().parse().ok(),
-        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+fn integer(value: &RawValue) -> Option<i64> {
+    match text(value) {
+        Some(text) => text.trim().parse().ok(),
+        None => serde_json::from_str(value.get()).ok(),
     }
 }
 
-fn server_time(value: &Value) -> Option<ServerTime> {
+fn server_time(value: &RawValue) -> Option<ServerTime> {
     let seconds = match integer(value) {
         Some(n @ 1_000_000_000_000..) => n / 1000,
         Some(n @ 1_000_000_000..) => n,
         Some(n @ 1..) => n + EPOCH_OFFSET_SECONDS,
         Some(..=0) => return None,
         None => {
-            let text = value.as_str()?.trim();
-            let beijing = DateTime::strptime("%Y-%m-%d %H:%M:%S", text).ok()?;
+            let text = text(value)?;
+            let beijing = DateTime::strptime("%Y-%m-%d %H:%M:%S", text.trim()).ok()?;
             Offset::constant(8).to_timestamp(beijing).ok()?.as_second()
         }
     };
@@ -184,6 +356,7 @@ fn bounded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::Value;
 
     use super::*;
 
@@ -244,8 +417,55 @@ mod tests {
             check(&body, Err("JSON without a status"));
         }
         check(r#"{"message":"ok"}"#, Err("JSON without a status"));
+        check(r#"{"status":-0}"#, Err("JSON without a status"));
         let deep = format!(r#"{{"status":0,"data":{}"#, "[".repeat(1_000_000));
         check(&deep, Err("a body that is not JSON"));
+        let deep = format!("{deep}{}}}", "]".repeat(1_000_000));
+        check(&deep, Ok((0, "")));
+        check(r#"{"status":0,"message":"\ud800"}"#, Ok((0, "")));
+        let latin1 = [b"{\"status\":0,\"message\":\"\xe9\"}".as_slice()].concat();
+        assert!(parse_cancel(&latin1).is_err());
+    }
+
+    #[test]
+    fn what_is_named_twice_is_not_clear() {
+        let twice = |body: &str| parse_cancel(body.as_bytes()).unwrap_err();
+        for body in [
+            r#"{"status":100,"status":0,"data":{"success_data":["A"]}}"#,
+            r#"{"status":0,"data":{"error_data":["A"]},"data":{"success_data":["A"]}}"#,
+            r#"{"status":0,"message":"a","message":"a"}"#,
+        ] {
+            assert_eq!(twice(body), "JSON that names a field twice", "{body}");
+        }
+        for data in [
+            r#"{"success_data":["A"],"success_data":[]}"#,
+            r#"{"success_data":["A"],"error_data":[{"order_no":"A"}],"error_data":[]}"#,
+            r#"{"success_data":["A"],"error_data":[{"order_no":"A","order_no":"B"}]}"#,
+            r#"{"success_data":["A"],"error_data":[{"order_no":"A","err_msg":"","err_msg":""}]}"#,
+        ] {
+            let body = format!(r#"{{"status":0,"data":{data}}}"#);
+            assert_eq!(parse_cancel(body.as_bytes()).unwrap().data, None, "{body}");
+        }
+        let rows = r#"[{"other_out_no":"A","status":20,"status":80}]"#;
+        let body = format!(r#"{{"status":0,"data":{{"order":{rows}}}}}"#);
+        assert_eq!(parse_look_up(body.as_bytes()).unwrap().data, None);
+        // What nobody reads may be there any number of times.
+        let body = r#"{"status":0,"x":1,"x":2,"data":{"success_data":["A"],"y":{},"y":[]}}"#;
+        let data = parse_cancel(body.as_bytes()).unwrap().data;
+        assert_eq!(data, Some(lists(&["A"], &[])));
+    }
+
+    #[test]
+    fn a_list_that_is_far_too_long_is_none() {
+        let rows = |rows: usize| {
+            let rows = vec![r#"{"order_no":"A","err_msg":"no"}"#; rows].join(",");
+            let body = format!(r#"{{"status":0,"data":{{"error_data":[{rows}]}}}}"#);
+            let data = parse_cancel(body.as_bytes()).unwrap().data;
+            data.map(|lists| lists.error.len())
+        };
+        assert_eq!(rows(ROWS_MAX), Some(ROWS_MAX));
+        assert_eq!(rows(ROWS_MAX + 1), None);
+        assert_eq!(rows(100_000), None);
     }
 
     #[test]

@@ -24,7 +24,10 @@ const ACCOUNTS_SHOWN: usize = 10;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RawCommand {
     /// `order_no_list`: each a text, or what was found instead of one.
+    /// At most [`ORDERS_MAX`] of them.
     pub order_no_list: Vec<Result<String, String>>,
+    /// Entries of the list beyond those.
+    pub more_orders: usize,
     /// `account`.
     pub account: Option<String>,
     /// `deadline`.
@@ -238,7 +241,7 @@ pub fn admit(
         );
         return reject(Vec::new(), ReasonCode::Malformed, complaint);
     }
-    let listed = raw.order_no_list.len();
+    let listed = raw.order_no_list.len().saturating_add(raw.more_orders);
     if listed == 0 {
         let complaint = format!("order_no_list: found no orders; expected 1 to {ORDERS_MAX}");
         return reject(Vec::new(), ReasonCode::NoOrders, complaint);

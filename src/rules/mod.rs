@@ -16,3 +16,4 @@ pub mod poison;
 pub mod policy;
 pub mod time;
 pub mod trace;
+pub mod window;

@@ -679,26 +679,6 @@ impl Vhost {
         forgotten.len()
     }
 
-    /// Makes a quorum queue believe that its consumers' node is away, as a short break between two
-    /// nodes does: they stay registered and get nothing. Tells how many.
-    pub async fn silence_consumers(&self, queue: &str) -> usize {
-        let silenced: Vec<bool> = self
-            .inside
-            .ask(&format!(
-                r#"begin
-                    {{ok, Q}} = rabbit_amqqueue:lookup(
-                        rabbit_misc:r(<<"{}">>, queue, <<"{queue}">>)),
-                    [begin
-                        {{ok, _, _}} = ra:process_command(
-                            amqqueue:get_pid(Q), {{down, element(1, C), noconnection}}), true
-                    end || C <- rabbit_amqqueue:consumers(Q)]
-                end"#,
-                self.name
-            ))
-            .await;
-        silenced.len()
-    }
-
     /// How a queue was declared, if it exists.
     pub async fn declared_queue(&self, name: &str) -> Option<Declared> {
         self.inside

@@ -159,6 +159,33 @@ pub enum Answer {
     Held(Gate, Box<Answer>),
     /// HTTP 200 with a chunked body that is none.
     ChunkedGarbage,
+    /// These bytes, whatever they are, and then a close.
+    Bytes(Vec<u8>),
+    /// Bytes without an end, until the client goes away.
+    Endless(Endless),
+}
+
+/// What never ends: the head once, then the piece again and again.
+#[derive(Debug, Clone)]
+pub struct Endless {
+    pub head: String,
+    pub piece: Vec<u8>,
+    /// Before each piece.
+    pub pause: Duration,
+    /// How many bytes the network has taken.
+    pub taken: Arc<AtomicUsize>,
+}
+
+impl Endless {
+    /// As fast as the client reads.
+    pub fn new(head: &str, piece: impl Into<Vec<u8>>) -> Self {
+        Self {
+            head: head.into(),
+            piece: piece.into(),
+            pause: Duration::ZERO,
+            taken: Arc::default(),
+        }
+    }
 }
 
 impl Answer {
@@ -847,6 +874,25 @@ impl Wire {
                 self.stream.write_all(head.as_bytes()).await?;
                 self.stream.write_all(b"zz\r\nno chunk\r\n").await?;
                 Ok(false)
+            }
+            Answer::Bytes(bytes) => {
+                self.stream.write_all(&bytes).await?;
+                self.stream.shutdown().await?;
+                client_gives_up(&self.stream).await;
+                Ok(false)
+            }
+            Answer::Endless(endless) => {
+                self.stream.write_all(endless.head.as_bytes()).await?;
+                loop {
+                    tokio::select! {
+                        () = tokio::time::sleep(endless.pause) => {}
+                        () = client_gives_up(&self.stream) => return Ok(false),
+                    }
+                    self.stream.write_all(&endless.piece).await?;
+                    endless
+                        .taken
+                        .fetch_add(endless.piece.len(), Ordering::SeqCst);
+                }
             }
         }
     }

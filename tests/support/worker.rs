@@ -212,7 +212,7 @@ impl Worker {
     }
 
     /// Waits for its end, however it ends.
-    pub async fn ended(&mut self, limit: Duration) {
+    pub async fn wait_ended(&mut self, limit: Duration) {
         self.process.end_within(limit).await;
     }
 
