@@ -1,0 +1,170 @@
+//! The gateway: what it does with a call, and what it answers.
+
+use wdt_cancel_worker::rules::desk::LaneId;
+use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, FoundOrder, Reply};
+use wdt_cancel_worker::rules::order::OrderNo;
+
+use crate::world::{Call, Key, State, World};
+
+const STATE: &str = "单据状态不是编辑中、待审核、已审核，不允许取消";
+const NOT_FOUND: &str = "单据不存在";
+
+fn reply<T>(status: i64, message: &str, data: Option<T>) -> CallEnd<T> {
+    CallEnd::Answered(Reply {
+        status,
+        message: message.to_owned(),
+        data,
+    })
+}
+
+fn lost<T>() -> CallEnd<T> {
+    CallEnd::Lost {
+        what: "timed out".into(),
+    }
+}
+
+fn not_reached<T>() -> CallEnd<T> {
+    CallEnd::NotReached {
+        what: "connection refused".into(),
+    }
+}
+
+fn garbled<T>() -> CallEnd<T> {
+    CallEnd::Garbled {
+        what: "HTTP 502".into(),
+        retry_after: None,
+    }
+}
+
+impl World<'_> {
+    pub fn execute(&mut self, key: &Key) {
+        if let Some(state) = self.states.get_mut(key)
+            && *state == State::Cancellable
+        {
+            *state = State::Cancelled { by_us: true };
+        }
+    }
+
+    pub fn call_ends(&mut self, at: usize) {
+        let (id, lane, call) = self.worker.calls.remove(at);
+        match call {
+            Call::Cancel(orders) => {
+                let end = self.cancel(lane, &orders);
+                self.tell(|| format!("   {end:?}"));
+                self.worker.desk.cancel_answered(self.now, id, &end);
+            }
+            Call::LookUp(no) => {
+                let end = self.look_up(lane, &no);
+                self.tell(|| format!("   {end:?}"));
+                self.worker.desk.look_up_answered(self.now, id, &end);
+            }
+            Call::Probe => {
+                let outcomes = if self.left.faults > 0 { 2 } else { 1 };
+                let outcome = self.choices.pick(outcomes);
+                self.left.faults -= usize::from(outcome != 0);
+                let end = [reply::<()>(0, "", None), not_reached()][outcome].clone();
+                self.tell(|| format!("   {end:?}"));
+                self.worker.desk.probe_answered(self.now, id, &end);
+            }
+        }
+    }
+
+    /// The gateway gets a cancel call, and this is what comes back.
+    fn cancel(&mut self, lane: LaneId, orders: &[OrderNo]) -> CallEnd<CancelLists> {
+        let keys: Vec<Key> = orders.iter().map(|no| (lane, no.clone())).collect();
+        // Some are not named for what they are: shipped and cancelled have the same words.
+        let all_go = keys
+            .iter()
+            .all(|key| self.states.get(key) == Some(&State::Cancellable));
+        let outcomes = match (self.left.faults > 0, all_go) {
+            (true, false) => 16,
+            (true, true) => 14,
+            (false, _) => 1,
+        };
+        let outcome = self.choices.pick(outcomes);
+        self.left.faults -= usize::from(outcome != 0);
+        // What was done before, and what may have been.
+        match outcome {
+            1 | 3 | 5 | 7 | 15 => keys.iter().for_each(|key| self.execute(key)),
+            _ => {}
+        }
+        if (1..=7).contains(&outcome) {
+            self.in_doubt.extend(keys.iter().cloned());
+        }
+        if outcome == 2 && self.config.executes_late {
+            self.timed_out.extend(keys.iter().cloned());
+        }
+        let numbers = || orders.iter().map(OrderNo::to_string);
+        let errors = |words: &str| numbers().map(|no| (no, words.to_owned())).collect();
+        match outcome {
+            1 | 2 => lost(),
+            3 | 4 => garbled(),
+            5 | 6 => reply(99, "其他错误", None),
+            // Named in both lists.
+            7 => {
+                let lists = CancelLists {
+                    success: numbers().collect(),
+                    error: errors(STATE),
+                };
+                reply(0, "", Some(lists))
+            }
+            8 => not_reached(),
+            9 => reply(100, "超过每分钟最大调用频率限制，请稍后", None),
+            10 => {
+                let lists = CancelLists {
+                    success: Vec::new(),
+                    error: errors("单据被占用，请稍后重试"),
+                };
+                reply(0, "", Some(lists))
+            }
+            11 => reply(100, "单号不能为空", None),
+            12 => reply(100, "权限不足", None),
+            13 => reply(8, "版本错误", None),
+            14 | 15 => reply(100, NOT_FOUND, None),
+            _ => {
+                let mut lists = CancelLists::default();
+                for key in &keys {
+                    let no = key.1.to_string();
+                    match self.states.get(key) {
+                        Some(State::Cancellable) => {
+                            self.execute(key);
+                            lists.success.push(no);
+                        }
+                        Some(State::Closed | State::Cancelled { .. }) => {
+                            lists.error.push((no, STATE.into()));
+                        }
+                        Some(State::Absent) | None => lists.error.push((no, NOT_FOUND.into())),
+                    }
+                }
+                reply(0, "", Some(lists))
+            }
+        }
+    }
+
+    fn look_up(&mut self, lane: LaneId, no: &OrderNo) -> CallEnd<Vec<FoundOrder>> {
+        let outcomes = if self.left.faults > 0 { 6 } else { 1 };
+        let outcome = self.choices.pick(outcomes);
+        self.left.faults -= usize::from(outcome != 0);
+        match outcome {
+            1 => lost(),
+            2 => reply(100, "超过每分钟最大调用频率限制，请稍后", None),
+            // A warehouse that it may not see.
+            3 => reply(0, "", Some(Vec::new())),
+            4 => reply(1, "验证失败", None),
+            5 => not_reached(),
+            _ if !self.config.may_query => reply(100, "权限不足", None),
+            _ => {
+                let key = (lane, no.clone());
+                let status = match self.states.get(&key) {
+                    Some(State::Cancellable) => 20,
+                    Some(State::Closed) => 70,
+                    Some(State::Cancelled { .. }) => 80,
+                    Some(State::Absent) | None => return reply(0, "", Some(Vec::new())),
+                };
+                self.in_doubt.remove(&key);
+                let number = no.to_string();
+                reply(0, "", Some(vec![FoundOrder { number, status }]))
+            }
+        }
+    }
+}
