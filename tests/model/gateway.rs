@@ -9,6 +9,65 @@ use crate::world::{Call, Key, State, World};
 const STATE: &str = "单据状态不是编辑中、待审核、已审核，不允许取消";
 const NOT_FOUND: &str = "单据不存在";
 
+/// Answers to a cancel call that are not the plain one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    Lost,
+    Garbled,
+    /// Status 99.
+    Other,
+    /// In both lists.
+    NamedTwice,
+    /// In neither list.
+    NotNamed,
+    NotReached,
+    Throttled,
+    Busy,
+    ListRefused,
+    NotPermitted,
+    CallRefused,
+    NotFound,
+}
+
+impl Fault {
+    /// Nobody can tell from it whether the call was executed.
+    fn is_unclear(self) -> bool {
+        match self {
+            Self::Lost | Self::Garbled | Self::Other | Self::NamedTwice | Self::NotNamed => true,
+            Self::NotReached
+            | Self::Throttled
+            | Self::Busy
+            | Self::ListRefused
+            | Self::NotPermitted
+            | Self::CallRefused
+            | Self::NotFound => false,
+        }
+    }
+}
+
+/// With each, whether the call was executed all the same. The last is possible only where one of
+/// the orders cannot be cancelled.
+const FAULTS: [(Fault, bool); 18] = [
+    (Fault::Lost, true),
+    (Fault::Lost, false),
+    (Fault::Garbled, true),
+    (Fault::Garbled, false),
+    (Fault::Other, true),
+    (Fault::Other, false),
+    (Fault::NamedTwice, true),
+    (Fault::NamedTwice, false),
+    (Fault::NotNamed, true),
+    (Fault::NotNamed, false),
+    (Fault::NotReached, false),
+    (Fault::Throttled, false),
+    (Fault::Busy, false),
+    (Fault::ListRefused, false),
+    (Fault::NotPermitted, false),
+    (Fault::CallRefused, false),
+    (Fault::NotFound, false),
+    (Fault::NotFound, true),
+];
+
 fn reply<T>(status: i64, message: &str, data: Option<T>) -> CallEnd<T> {
     CallEnd::Answered(Reply {
         status,
@@ -77,68 +136,60 @@ impl World<'_> {
             .iter()
             .all(|key| self.states.get(key) == Some(&State::Cancellable));
         let outcomes = match (self.left.faults > 0, all_go) {
-            (true, false) => 16,
-            (true, true) => 14,
+            (true, false) => 1 + FAULTS.len(),
+            (true, true) => FAULTS.len(),
             (false, _) => 1,
         };
-        let outcome = self.choices.pick(outcomes);
-        self.left.faults -= usize::from(outcome != 0);
-        // What was done before, and what may have been.
-        match outcome {
-            1 | 3 | 5 | 7 | 15 => keys.iter().for_each(|key| self.execute(key)),
-            _ => {}
+        let Some(at) = self.choices.pick(outcomes).checked_sub(1) else {
+            return self.cancels(&keys);
+        };
+        self.left.faults -= 1;
+        let (fault, executed) = FAULTS[at];
+        if executed {
+            keys.iter().for_each(|key| self.execute(key));
         }
-        if (1..=7).contains(&outcome) {
+        if fault.is_unclear() {
             self.in_doubt.extend(keys.iter().cloned());
         }
-        if outcome == 2 && self.config.executes_late {
+        if fault == Fault::Lost && !executed && self.config.executes_late {
             self.timed_out.extend(keys.iter().cloned());
         }
         let numbers = || orders.iter().map(OrderNo::to_string);
         let errors = |words: &str| numbers().map(|no| (no, words.to_owned())).collect();
-        match outcome {
-            1 | 2 => lost(),
-            3 | 4 => garbled(),
-            5 | 6 => reply(99, "其他错误", None),
-            // Named in both lists.
-            7 => {
-                let lists = CancelLists {
-                    success: numbers().collect(),
-                    error: errors(STATE),
-                };
-                reply(0, "", Some(lists))
-            }
-            8 => not_reached(),
-            9 => reply(100, "超过每分钟最大调用频率限制，请稍后", None),
-            10 => {
-                let lists = CancelLists {
-                    success: Vec::new(),
-                    error: errors("单据被占用，请稍后重试"),
-                };
-                reply(0, "", Some(lists))
-            }
-            11 => reply(100, "单号不能为空", None),
-            12 => reply(100, "权限不足", None),
-            13 => reply(8, "版本错误", None),
-            14 | 15 => reply(100, NOT_FOUND, None),
-            _ => {
-                let mut lists = CancelLists::default();
-                for key in &keys {
-                    let no = key.1.to_string();
-                    match self.states.get(key) {
-                        Some(State::Cancellable) => {
-                            self.execute(key);
-                            lists.success.push(no);
-                        }
-                        Some(State::Closed | State::Cancelled { .. }) => {
-                            lists.error.push((no, STATE.into()));
-                        }
-                        Some(State::Absent) | None => lists.error.push((no, NOT_FOUND.into())),
-                    }
+        let lists = |success, error| reply(0, "", Some(CancelLists { success, error }));
+        match fault {
+            Fault::Lost => lost(),
+            Fault::Garbled => garbled(),
+            Fault::Other => reply(99, "其他错误", None),
+            Fault::NamedTwice => lists(numbers().collect(), errors(STATE)),
+            Fault::NotNamed => lists(Vec::new(), Vec::new()),
+            Fault::NotReached => not_reached(),
+            Fault::Throttled => reply(100, "超过每分钟最大调用频率限制，请稍后", None),
+            Fault::Busy => lists(Vec::new(), errors("单据被占用，请稍后重试")),
+            Fault::ListRefused => reply(100, "单号不能为空", None),
+            Fault::NotPermitted => reply(100, "权限不足", None),
+            Fault::CallRefused => reply(8, "版本错误", None),
+            Fault::NotFound => reply(100, NOT_FOUND, None),
+        }
+    }
+
+    /// The plain course: each order is cancelled, or the answer says why not.
+    fn cancels(&mut self, keys: &[Key]) -> CallEnd<CancelLists> {
+        let mut lists = CancelLists::default();
+        for key in keys {
+            let no = key.1.to_string();
+            match self.states.get(key) {
+                Some(State::Cancellable) => {
+                    self.execute(key);
+                    lists.success.push(no);
                 }
-                reply(0, "", Some(lists))
+                Some(State::Closed | State::Cancelled { .. }) => {
+                    lists.error.push((no, STATE.into()));
+                }
+                Some(State::Absent) | None => lists.error.push((no, NOT_FOUND.into())),
             }
         }
+        reply(0, "", Some(lists))
     }
 
     fn look_up(&mut self, lane: LaneId, no: &OrderNo) -> CallEnd<Vec<FoundOrder>> {
