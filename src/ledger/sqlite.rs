@@ -16,7 +16,7 @@ use rusqlite::{Connection, ErrorCode, MAIN_DB, OptionalExtension as _, Row, Tran
 use super::schema::{self, APPLICATION_ID};
 use crate::rules::admit::Fingerprint;
 use crate::rules::desk::{
-    Claim, Claimed, LaneId, OrderRow, OrderState, Record, ResultRow, SendList,
+    Claim, Claimed, Holding, LaneId, OrderRow, OrderState, Record, ResultRow, SendList,
 };
 use crate::rules::order::{AccountName, CommandId, Ending, OrderNo, Reason, ReasonCode};
 
@@ -157,11 +157,12 @@ impl Store {
                     order_row(row, claim.lane, order_no)
                 })
                 .optional()?;
-            orders.push((*key, row));
+            orders.push((*key, Holding::Ours(row)));
         }
         Ok(Claimed {
             command: claim.command,
             results,
+            id_is_taken: false,
             orders,
         })
     }
@@ -482,10 +483,14 @@ mod tests {
             command: crate::rules::desk::CommandKey::default(),
             lane: LANE,
             command_id: CommandId::new(command).unwrap(),
+            fingerprint: Fingerprint([7; 16]),
             orders: vec![(OrderKey(1), OrderNo::new(number).unwrap())],
         };
         let mut claimed = store.claim(&claim).unwrap();
-        (claimed.results, claimed.orders.remove(0).1)
+        let Holding::Ours(row) = claimed.orders.remove(0).1 else {
+            panic!("an embedded ledger has one worker");
+        };
+        (claimed.results, row)
     }
 
     #[test]

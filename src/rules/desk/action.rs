@@ -1,6 +1,7 @@
 //! What the desk asks for, and the records that it asks the ledger to keep.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -49,6 +50,8 @@ pub enum Action {
     Acknowledge(Finished),
     /// Give the delivery back to the queue.
     Return(Ticket),
+    /// These orders are in hand no more: other workers may have them. Nothing answers.
+    Release(Vec<(LaneId, OrderNo)>),
     /// Something people should read once.
     Note(LaneId, Note),
 }
@@ -64,7 +67,7 @@ pub enum Note {
     Strangers(usize),
 }
 
-/// What the ledger is asked.
+/// What the ledger is asked: what is known of a command, and leave to have its orders in hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// Who asks.
@@ -73,6 +76,8 @@ pub struct Claim {
     pub lane: LaneId,
     /// Whose recorded results are wanted.
     pub command_id: CommandId,
+    /// Of the command's orders: an id belongs to the list that it was first claimed for.
+    pub fingerprint: Fingerprint,
     /// The orders whose records are wanted.
     pub orders: Vec<(OrderKey, OrderNo)>,
 }
@@ -84,8 +89,19 @@ pub struct Claimed {
     pub command: CommandKey,
     /// Everything recorded of this command's id.
     pub results: Vec<ResultRow>,
-    /// The orders' records, where there are any.
-    pub orders: Vec<(OrderKey, Option<OrderRow>)>,
+    /// Another worker claimed this id before, for other orders.
+    pub id_is_taken: bool,
+    /// Who has the orders.
+    pub orders: Vec<(OrderKey, Holding)>,
+}
+
+/// Who has an order in hand. What is recorded of it comes along, where there is anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holding {
+    /// This worker, from now on: until it lets go of it, or its lease is over.
+    Ours(Option<OrderRow>),
+    /// Another worker, for so long at most unless that one renews its lease.
+    Elsewhere(Option<OrderRow>, Duration),
 }
 
 /// Where an order stands, durably.

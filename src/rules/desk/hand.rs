@@ -93,6 +93,8 @@ pub(super) enum OnRecord {
 pub(super) enum Phase {
     /// The ledger is being asked.
     Claiming,
+    /// Another worker has it. The ledger is asked again soon.
+    Elsewhere,
     /// In its lane, to be sent.
     Waiting,
     /// In its lane, to be looked up.
@@ -112,6 +114,14 @@ pub(super) struct Order {
     pub(super) tries: Tries,
     pub(super) since: Timestamp,
     pub(super) on_record: OnRecord,
+    /// The ledger said that this worker has it. That may be over without anybody knowing here; then
+    /// the ledger takes neither a list nor a record with it.
+    pub(super) ours: bool,
+    /// How often the ledger said that another worker has it.
+    pub(super) asked: u32,
+    /// When it had ended, if it had, as the ledger first told of it: an ending of another time is
+    /// news of another worker's call, which this order's commands have joined.
+    pub(super) first_seen: Option<Option<Timestamp>>,
     /// How it ended, durably, while commands that wait for it are not claimed yet.
     pub(super) ended: Option<Told>,
     pub(super) waiters: Vec<(CommandKey, usize)>,
@@ -126,6 +136,16 @@ pub(super) struct AfterRecord {
 }
 
 impl Order {
+    /// Whether this record tells of an ending that came while the order was in hand here.
+    pub(super) fn is_news(&mut self, row: Option<&OrderRow>) -> bool {
+        let ended = row.and_then(|row| match row.state {
+            OrderState::Ended(_, at) => Some(at),
+            OrderState::Waiting | OrderState::Sent => None,
+        });
+        let first = *self.first_seen.get_or_insert(ended);
+        ended.is_some() && ended != first
+    }
+
     pub(super) fn row(&self, state: OrderState) -> OrderRow {
         OrderRow {
             lane: self.lane,

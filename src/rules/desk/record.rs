@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::Desk;
-use super::action::{Action, CommandKey, OrderState, Record, RecordId, ResultRow};
+use super::action::{Action, CommandKey, LaneId, OrderState, Record, RecordId, ResultRow};
 use super::hand::{Open, Phase, Stage, Told};
+use super::lease::is_lost;
 use crate::rules::lane::OrderKey;
-use crate::rules::order::Ending;
+use crate::rules::order::{Ending, OrderNo};
 use crate::rules::time::Now;
 
 impl Desk {
@@ -114,8 +115,10 @@ impl Desk {
         }));
     }
 
-    /// The record is durable.
-    pub fn recorded(&mut self, id: RecordId) {
+    /// The record is durable, except what it holds of the orders that are `lost`: this worker's
+    /// lease was over, and another worker may have them. Theirs is not recorded and never told; the
+    /// ledger is asked again.
+    pub fn recorded(&mut self, id: RecordId, lost: &[(LaneId, OrderNo)]) {
         let Some(after) = self.records.remove(&id) else {
             debug_assert!(false, "a record that nobody made");
             return;
@@ -124,8 +127,11 @@ impl Desk {
             self.actions.push(Action::Return(ticket));
         }
         let mut touched = Vec::with_capacity(after.entries.len());
+        let mut anew = Vec::new();
         for (key, place) in after.entries {
-            if let Some(command) = self.commands.get_mut(&key) {
+            if self.is_lost_entry(key, place, lost) {
+                anew.extend(self.reopen(key, place));
+            } else if let Some(command) = self.commands.get_mut(&key) {
                 let stage = &mut command.entries[place].1;
                 if let Stage::Recording(told) = stage {
                     *stage = Stage::Decided(told.clone());
@@ -139,6 +145,10 @@ impl Desk {
             let Some(order) = self.orders.get_mut(&key) else {
                 continue;
             };
+            if is_lost(lost, order.lane, order.order_no.as_str()) {
+                anew.push(key);
+                continue;
+            }
             // They came while the ending was on its way to the ledger; it is theirs too.
             let mut joined = order.waiters.iter();
             if order.waiters.is_empty() {
@@ -149,5 +159,6 @@ impl Desk {
                 order.ended = Some(told);
             }
         }
+        self.ask_anew(anew);
     }
 }
