@@ -12,8 +12,8 @@ use ledger::Ledger;
 use wdt_cancel_worker::rules::admit::{self, Admission, House, RawCommand, RawProperties};
 use wdt_cancel_worker::rules::delay::Delays;
 use wdt_cancel_worker::rules::desk::{
-    AccountPolicy, Action, CallId, Claim, CommandKey, Desk, Fate, Intake, LaneId, Note, OrderRow,
-    OrderState, Parking, Policy, Record, ResultRow, SendList, Telling, Ticket,
+    AccountPolicy, Action, CallId, Claim, CommandKey, Desk, Fate, Fence, Intake, LaneId, Note,
+    OrderRow, OrderState, Parking, Policy, Record, ResultRow, SendList, Telling, Ticket,
 };
 use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, FoundOrder, Reply};
 use wdt_cancel_worker::rules::lane::{Method, Turn};
@@ -78,7 +78,7 @@ struct Bench {
     fates: VecDeque<Fate>,
     names: Vec<(CommandKey, String)>,
     probes_answered: bool,
-    released: Vec<(LaneId, OrderNo)>,
+    released: Vec<(LaneId, OrderNo, Fence)>,
 }
 
 fn desk(verify: Verify) -> Desk {
@@ -1257,6 +1257,7 @@ fn an_order_that_nobody_waits_for_any_more_is_asked_of_the_ledger_again() {
         attempts: 1,
         spent: 0,
         since: bench.now.wall,
+        fence: Fence::default(),
     };
     bench.ledger.keep(&[row], &[]);
     bench.deliver(&command("c3", &["B"]));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use wdt_cancel_worker::rules::admit::Fingerprint;
-use wdt_cancel_worker::rules::desk::{Claim, Claimed, Holding, LaneId, Record};
+use wdt_cancel_worker::rules::desk::{Claim, Claimed, Fence, Holding, LaneId, OrderRow, Record};
 use wdt_cancel_worker::rules::order::{CommandId, OrderNo};
 
 use crate::world::Key;
@@ -16,12 +16,11 @@ const LEASE: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub struct Shared {
     is_shared: bool,
-    /// Who has an order, and the token of the lease under which it was claimed.
-    holds: BTreeMap<Key, (u64, u64)>,
+    /// Who has an order, and the token of that claim.
+    holds: BTreeMap<Key, (u64, Fence)>,
     /// The list that an id was first claimed for.
     ids: BTreeMap<(LaneId, CommandId), Fingerprint>,
-    /// Of each owner's lease at present.
-    tokens: BTreeMap<u64, u64>,
+    last_fence: u64,
     last_owner: u64,
 }
 
@@ -31,7 +30,7 @@ impl Shared {
             is_shared: workers > 1,
             holds: BTreeMap::new(),
             ids: BTreeMap::new(),
-            tokens: BTreeMap::new(),
+            last_fence: 0,
             last_owner: workers as u64,
         }
     }
@@ -40,10 +39,6 @@ impl Shared {
     pub fn next_owner(&mut self) -> u64 {
         self.last_owner += 1;
         self.last_owner
-    }
-
-    pub fn token(&self, owner: u64) -> u64 {
-        self.tokens.get(&owner).copied().unwrap_or_default()
     }
 
     /// Those who hold something.
@@ -55,20 +50,20 @@ impl Shared {
         self.holds.values().any(|(of, _)| *of == owner)
     }
 
-    pub fn holds(&self, owner: u64, token: u64, key: &Key) -> bool {
-        !self.is_shared || self.holds.get(key) == Some(&(owner, token))
+    fn holds(&self, key: &Key, fence: Fence) -> bool {
+        !self.is_shared || self.holds.get(key).is_some_and(|(_, of)| *of == fence)
     }
 
-    /// The lease is over: what was claimed under it is free, and its token is worth nothing.
+    /// The lease is over: what was claimed under it is free.
     pub fn expire(&mut self, owner: u64) {
         self.holds.retain(|_, (of, _)| *of != owner);
-        *self.tokens.entry(owner).or_default() += 1;
     }
 
-    pub fn release(&mut self, owner: u64, token: u64, orders: &[Key]) {
-        for key in orders {
-            if self.holds(owner, token, key) {
-                self.holds.remove(key);
+    pub fn release(&mut self, orders: &[(LaneId, OrderNo, Fence)]) {
+        for (lane, no, fence) in orders {
+            let key = (*lane, no.clone());
+            if self.holds(&key, *fence) {
+                self.holds.remove(&key);
             }
         }
     }
@@ -81,26 +76,41 @@ impl Shared {
         let id = (claim.lane, claim.command_id.clone());
         let first = *self.ids.entry(id).or_insert(claim.fingerprint);
         known.id_is_taken = first != claim.fingerprint;
-        let mine = (owner, self.token(owner));
         for ((_, no), (_, holding)) in claim.orders.iter().zip(&mut known.orders) {
-            let holder = self.holds.entry((claim.lane, no.clone())).or_insert(mine);
+            let Holding::Ours(row, fence) = holding else {
+                continue;
+            };
+            self.last_fence += 1;
+            *fence = Fence(self.last_fence);
+            let mine = (owner, *fence);
+            let key = (claim.lane, no.clone());
+            let holder = self.holds.entry(key).or_insert(mine);
             if holder.0 == owner {
                 *holder = mine;
-            } else if let Holding::Ours(row) = holding {
+            } else {
                 *holding = Holding::Elsewhere(row.take(), LEASE);
             }
         }
         known
     }
 
-    /// The orders in a record that was made under this token, and that it may not be made of.
-    pub fn lost(&self, owner: u64, token: u64, record: &Record) -> Vec<Key> {
-        let rows = record.orders.iter().map(|r| (r.lane, r.order_no.clone()));
-        let results = record.results.iter();
-        // An entry that is no order number is nobody's.
-        let results = results.filter_map(|r| Some((r.lane, OrderNo::new(&r.order_no).ok()?)));
-        let keys: BTreeSet<Key> = rows.chain(results).collect();
-        let lost = keys.into_iter();
-        lost.filter(|key| !self.holds(owner, token, key)).collect()
+    /// The orders of these rows that this worker may say nothing of any more.
+    pub fn lost_rows(&self, rows: &[OrderRow]) -> Vec<Key> {
+        let keys = rows.iter().map(|r| ((r.lane, r.order_no.clone()), r.fence));
+        let lost = keys.filter(|(key, fence)| !self.holds(key, *fence));
+        lost.map(|(key, _)| key).collect()
+    }
+
+    /// The same of a record.
+    pub fn lost(&self, record: &Record) -> Vec<Key> {
+        let mut lost = self.lost_rows(&record.orders);
+        for row in &record.results {
+            if let (Some(fence), Ok(no)) = (row.fence, OrderNo::new(&row.order_no))
+                && !self.holds(&(row.lane, no.clone()), fence)
+            {
+                lost.push((row.lane, no));
+            }
+        }
+        lost
     }
 }

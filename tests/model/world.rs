@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use wdt_cancel_worker::rules::delay::Delays;
 use wdt_cancel_worker::rules::desk::{
-    AccountPolicy, Action, CallId, Claim, Claimed, Desk, Fate, Intake, LaneId, Load, OrderRow,
-    Parking, Policy, Record, RecordId, SendList, Telling, Ticket,
+    AccountPolicy, Action, CallId, Claim, Claimed, Desk, Fate, Fence, Intake, LaneId, Load,
+    OrderRow, Parking, Policy, Record, RecordId, SendList, Telling, Ticket,
 };
 use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, FoundOrder};
 use wdt_cancel_worker::rules::next::Retry;
@@ -71,7 +71,7 @@ pub enum Job {
     Claim(Claim),
     Record(Record),
     Send(SendList),
-    Release(Vec<Key>),
+    Release(Vec<(LaneId, OrderNo, Fence)>),
 }
 
 /// What the ledger answers.
@@ -189,13 +189,10 @@ pub struct Worker {
     draining: bool,
     /// Whose claims these are, for the ledger.
     pub owner: u64,
-    /// Of its lease, as far as it knows.
-    pub token: u64,
     pub frozen: bool,
     /// The broker gave it up while it was frozen.
     pub lost_session: bool,
-    /// Each with the token under which it was asked.
-    jobs: VecDeque<(u64, Job)>,
+    jobs: VecDeque<Job>,
     /// What the ledger answered while it was frozen.
     unheard: VecDeque<Done>,
     pub calls: Vec<(CallId, LaneId, Call)>,
@@ -210,7 +207,6 @@ impl Worker {
             desk,
             draining: false,
             owner,
-            token: 0,
             frozen: false,
             lost_session: false,
             jobs: VecDeque::new(),
@@ -232,7 +228,7 @@ impl Worker {
     }
 
     fn claim_behind_writes(&self) -> Option<usize> {
-        let claim = |(_, job): &(u64, Job)| matches!(job, Job::Claim(_));
+        let claim = |job: &Job| matches!(job, Job::Claim(_));
         let first = self.jobs.iter().position(claim);
         first.filter(|at| *at > 0 && self.unheard.is_empty())
     }
@@ -392,6 +388,7 @@ impl<'a> World<'a> {
                     attempts: 1,
                     spent: 1,
                     since: self.now.wall,
+                    fence: Fence::default(),
                 };
                 self.ledger.keep(&[row], &[]);
             }
@@ -599,7 +596,7 @@ impl<'a> World<'a> {
                     Some(done) => Some(done),
                     None => {
                         let first = self.workers[self.at].jobs.pop_front();
-                        first.map(|(token, job)| self.ledger_does(token, job))
+                        first.map(|job| self.ledger_does(job))
                     }
                 };
                 done.into_iter().for_each(|done| self.hear(done));
@@ -607,8 +604,8 @@ impl<'a> World<'a> {
             Move::ClaimFirst => {
                 let worker = &mut self.workers[self.at];
                 let claim = worker.claim_behind_writes();
-                if let Some((token, claim)) = claim.and_then(|at| worker.jobs.remove(at)) {
-                    let done = self.ledger_does(token, claim);
+                if let Some(claim) = claim.and_then(|at| worker.jobs.remove(at)) {
+                    let done = self.ledger_does(claim);
                     self.hear(done);
                 }
             }
@@ -696,12 +693,11 @@ impl<'a> World<'a> {
                 _ => {}
             }
             let worker = &mut self.workers[self.at];
-            let token = worker.token;
             match action {
-                Action::Claim(claim) => worker.jobs.push_back((token, Job::Claim(claim))),
-                Action::Send(list) => worker.jobs.push_back((token, Job::Send(list))),
-                Action::Record(record) => worker.jobs.push_back((token, Job::Record(record))),
-                Action::Release(orders) => worker.jobs.push_back((token, Job::Release(orders))),
+                Action::Claim(claim) => worker.jobs.push_back(Job::Claim(claim)),
+                Action::Send(list) => worker.jobs.push_back(Job::Send(list)),
+                Action::Record(record) => worker.jobs.push_back(Job::Record(record)),
+                Action::Release(orders) => worker.jobs.push_back(Job::Release(orders)),
                 Action::LookUp(call, lane, no) => worker.calls.push((call, lane, Call::LookUp(no))),
                 Action::Probe(call, lane) => worker.calls.push((call, lane, Call::Probe)),
                 Action::Tell(telling) => worker.publications.push(Publication::Tell(telling)),
@@ -718,17 +714,15 @@ impl<'a> World<'a> {
 
     // The ledger.
 
-    /// The ledger does what this worker asked under this token.
-    fn ledger_does(&mut self, token: u64, job: Job) -> Done {
-        let worker = &mut self.workers[self.at];
-        let owner = worker.owner;
-        worker.token = self.shared.token(owner);
+    /// The ledger does what this worker asked.
+    fn ledger_does(&mut self, job: Job) -> Done {
+        let owner = self.workers[self.at].owner;
         match job {
             Job::Claim(claim) => {
                 Done::Claimed(self.shared.claim(owner, &claim, self.ledger.answer(&claim)))
             }
             Job::Record(mut record) => {
-                let lost = self.shared.lost(owner, token, &record);
+                let lost = self.shared.lost(&record);
                 self.check_kept(&record, &lost);
                 let name = |lane, no: &str| OrderNo::new(no).map(|no| (lane, no));
                 let kept = |key: Result<Key, _>| key.is_ok_and(|key| !lost.contains(&key));
@@ -745,10 +739,7 @@ impl<'a> World<'a> {
                 Done::Recorded(record.id, lost)
             }
             Job::Send(list) => {
-                let keys = list.orders.iter().map(|r| (r.lane, r.order_no.clone()));
-                let lost: Vec<Key> = keys
-                    .filter(|key| !self.shared.holds(owner, token, key))
-                    .collect();
+                let lost = self.shared.lost_rows(&list.orders);
                 if !lost.is_empty() {
                     return Done::NotSent(list.call, lost);
                 }
@@ -756,7 +747,7 @@ impl<'a> World<'a> {
                 Done::Sent(list)
             }
             Job::Release(orders) => {
-                self.shared.release(owner, token, &orders);
+                self.shared.release(&orders);
                 Done::Released
             }
         }
@@ -774,11 +765,10 @@ impl<'a> World<'a> {
             Done::Sent(list) => {
                 let orders: Vec<OrderNo> =
                     list.orders.iter().map(|row| row.order_no.clone()).collect();
-                let keys: Vec<Key> = orders.iter().map(|no| (list.lane, no.clone())).collect();
-                let (owner, token) = (worker.owner, worker.token);
                 // Its own clock tells a worker that its lease is over.
-                if !keys.iter().all(|key| self.shared.holds(owner, token, key)) {
-                    return worker.desk.not_sent(list.call, &keys);
+                let lost = self.shared.lost_rows(&list.orders);
+                if !lost.is_empty() {
+                    return worker.desk.not_sent(list.call, &lost);
                 }
                 self.check_list(list.lane, &orders);
                 let call = (list.call, list.lane, Call::Cancel(orders));
@@ -807,8 +797,8 @@ impl<'a> World<'a> {
             self.workers[self.at].calls.push((id, lane, call));
         }
         if !self.workers[self.at].jobs.is_empty() && self.choices.yes() {
-            for (token, job) in std::mem::take(&mut self.workers[self.at].jobs) {
-                let done = self.ledger_does(token, job);
+            for job in std::mem::take(&mut self.workers[self.at].jobs) {
+                let done = self.ledger_does(job);
                 self.workers[self.at].unheard.push_back(done);
             }
         }

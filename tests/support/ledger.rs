@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use wdt_cancel_worker::rules::desk::{Claim, Claimed, Holding, LaneId, OrderRow, ResultRow};
+use wdt_cancel_worker::rules::desk::{Claim, Claimed, Fence, Holding, LaneId, OrderRow, ResultRow};
 use wdt_cancel_worker::rules::order::{CommandId, OrderNo};
 
 /// Both tables, by their keys.
@@ -39,7 +39,7 @@ impl Ledger {
                 .iter()
                 .map(|(key, no)| {
                     let row = self.orders.get(&(claim.lane, no.clone()));
-                    (*key, Holding::Ours(row.cloned()))
+                    (*key, Holding::Ours(row.cloned(), Fence::default()))
                 })
                 .collect(),
         }

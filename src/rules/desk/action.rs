@@ -51,7 +51,7 @@ pub enum Action {
     /// Give the delivery back to the queue.
     Return(Ticket),
     /// These orders are in hand no more: other workers may have them. Nothing answers.
-    Release(Vec<(LaneId, OrderNo)>),
+    Release(Vec<(LaneId, OrderNo, Fence)>),
     /// Something people should read once.
     Note(LaneId, Note),
 }
@@ -95,11 +95,16 @@ pub struct Claimed {
     pub orders: Vec<(OrderKey, Holding)>,
 }
 
+/// The fencing token of one claim of an order. The ledger makes a new one for each claim that it
+/// grants, and takes what a worker says of an order only under the order's latest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Fence(pub u64);
+
 /// Who has an order in hand. What is recorded of it comes along, where there is anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holding {
     /// This worker, from now on: until it lets go of it, or its lease is over.
-    Ours(Option<OrderRow>),
+    Ours(Option<OrderRow>, Fence),
     /// Another worker, for so long at most unless that one renews its lease.
     Elsewhere(Option<OrderRow>, Duration),
 }
@@ -130,6 +135,8 @@ pub struct OrderRow {
     pub spent: u32,
     /// The arrival of the oldest command that waits for it.
     pub since: Timestamp,
+    /// The claim under which this worker says so; of no meaning in what the ledger tells.
+    pub fence: Fence,
 }
 
 /// The ledger's record of what one command is told of one order.
@@ -149,6 +156,8 @@ pub struct ResultRow {
     pub attempts: u32,
     /// When.
     pub occurred_at: Timestamp,
+    /// The claim of the order under which this worker says so. An entry that is no order has none.
+    pub fence: Option<Fence>,
 }
 
 /// One durable step: all of it or nothing.

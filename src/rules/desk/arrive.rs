@@ -7,7 +7,8 @@ use jiff::Timestamp;
 
 use super::Desk;
 use super::action::{
-    Action, Claim, Claimed, CommandKey, Holding, LaneId, OrderRow, OrderState, ResultRow, Ticket,
+    Action, Claim, Claimed, CommandKey, Fence, Holding, LaneId, OrderRow, OrderState, ResultRow,
+    Ticket,
 };
 use super::hand::{OnRecord, Open, Order, Park, Phase, Stage, Told};
 use crate::rules::admit::{Admission, Command, Entry, Fingerprint, Rejection};
@@ -71,12 +72,15 @@ impl Desk {
                     }
                     Stage::Open(order)
                 }
-                Entry::Invalid(_, reason) => Stage::Recording(Told {
-                    ending: Ending::Not(reason.clone()),
-                    attempts: 0,
-                    replayed: false,
-                    occurred_at: now.wall,
-                }),
+                Entry::Invalid(_, reason) => Stage::Recording(
+                    Told {
+                        ending: Ending::Not(reason.clone()),
+                        attempts: 0,
+                        replayed: false,
+                        occurred_at: now.wall,
+                    },
+                    None,
+                ),
             };
             entries.push((entry.shown().into(), stage));
         }
@@ -185,7 +189,7 @@ impl Desk {
                 tries: Tries::default(),
                 since,
                 on_record: OnRecord::NothingOpen,
-                ours: false,
+                fence: None,
                 asked: 0,
                 first_seen: None,
                 ended: None,
@@ -199,8 +203,8 @@ impl Desk {
     pub fn claimed(&mut self, now: Now, claimed: Claimed) {
         let key = claimed.command;
         for (order, holding) in &claimed.orders {
-            if let Holding::Ours(_) = holding {
-                self.is_ours(*order, key);
+            if let Holding::Ours(_, fence) = holding {
+                self.is_ours(*order, key, *fence);
             }
         }
         self.apply_results(now, key, &claimed.results, claimed.id_is_taken);
@@ -217,7 +221,7 @@ impl Desk {
         }
         for (order, holding) in claimed.orders {
             match holding {
-                Holding::Ours(row) => {
+                Holding::Ours(row, _) => {
                     self.age(order, row.as_ref());
                     self.place(now, order, row);
                 }
@@ -264,7 +268,7 @@ impl Desk {
                         detached.push((*order, place));
                         *stage = Stage::Decided(replay(row));
                     }
-                    (Stage::Recording(told), row)
+                    (Stage::Recording(told, _), row)
                         if told.ending.reason().is_some_and(is_invalid) =>
                     {
                         match row {
@@ -280,7 +284,7 @@ impl Desk {
             self.detach(order, key, place);
         }
         for (place, told) in invalid {
-            self.draft_result(key, place, &told);
+            self.draft_result(key, place, &told, None);
         }
     }
 
@@ -312,30 +316,36 @@ impl Desk {
         let Some(command) = self.commands.get(&key) else {
             return;
         };
-        let decided: HashMap<&str, &Told> = self
+        let decided: HashMap<&str, (&Told, Option<Fence>)> = self
             .same_id(command)
             .filter(|other| other.fingerprint == command.fingerprint)
             .flat_map(|other| &other.entries)
             .filter_map(|(shown, stage)| match stage {
-                Stage::Recording(told)
-                | Stage::Decided(told)
-                | Stage::Telling(told)
-                | Stage::Untold(told) => Some((&**shown, told)),
+                Stage::Recording(told, fence) => Some((&**shown, (told, *fence))),
+                Stage::Decided(told) | Stage::Telling(told) | Stage::Untold(told) => {
+                    Some((&**shown, (told, None)))
+                }
                 Stage::Open(_) | Stage::Confirmed => None,
             })
             .collect();
-        let followed: Vec<(OrderKey, usize, Told)> = command
+        let followed: Vec<(OrderKey, usize, Fence, Told)> = command
             .open_entries()
-            .filter(|(order, _)| self.orders.get(order).is_some_and(|o| o.ours))
             .filter_map(|(order, place)| {
-                let told = decided.get(&*command.entries[place].0)?;
+                // What another worker has is its to tell.
+                let fence = self.orders.get(&order)?.fence?;
+                let (told, under) = decided.get(&*command.entries[place].0)?;
+                if under.is_some_and(|under| under != fence) {
+                    // That record comes too late.
+                    return None;
+                }
                 let replayed = true;
                 Some((
                     order,
                     place,
+                    fence,
                     Told {
                         replayed,
-                        ..(*told).clone()
+                        ..Told::clone(told)
                     },
                 ))
             })
@@ -359,9 +369,9 @@ impl Desk {
         if let Some(command) = self.commands.get_mut(&key) {
             command.repeats = repeats;
         }
-        for (order, place, told) in followed {
+        for (order, place, fence, told) in followed {
             self.detach(order, key, place);
-            self.draft_result(key, place, &told);
+            self.draft_result(key, place, &told, Some(fence));
         }
     }
 

@@ -111,8 +111,8 @@ impl Desk {
         if let Some(order) = self.orders.remove(&key) {
             let name = (order.lane, order.order_no);
             self.by_number.remove(&name);
-            if order.ours {
-                self.released.insert(name);
+            if let Some(fence) = order.fence {
+                self.released.insert(name, fence);
             }
         }
     }

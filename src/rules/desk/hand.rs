@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::action::{CommandKey, LaneId, OrderRow, OrderState, Ticket};
+use super::action::{CommandKey, Fence, LaneId, OrderRow, OrderState, Ticket};
 use crate::rules::admit::{Envelope, Fingerprint};
 use crate::rules::lane::OrderKey;
 use crate::rules::next::{self, Tries};
@@ -18,8 +18,8 @@ use crate::rules::time::{Mono, Now};
 pub(super) enum Stage {
     /// Not yet decided; waits for this order.
     Open(OrderKey),
-    /// Decided, on its way to the ledger.
-    Recording(Told),
+    /// Decided under this claim of the order, on its way to the ledger.
+    Recording(Told, Option<Fence>),
     /// Durable, to be told.
     Decided(Told),
     /// On its way to the broker.
@@ -114,9 +114,9 @@ pub(super) struct Order {
     pub(super) tries: Tries,
     pub(super) since: Timestamp,
     pub(super) on_record: OnRecord,
-    /// The ledger said that this worker has it. That may be over without anybody knowing here; then
+    /// The claim under which this worker has it. That may be over without anybody knowing here; then
     /// the ledger takes neither a list nor a record with it.
-    pub(super) ours: bool,
+    pub(super) fence: Option<Fence>,
     /// How often the ledger said that another worker has it.
     pub(super) asked: u32,
     /// When it had ended, if it had, as the ledger first told of it: an ending of another time is
@@ -154,6 +154,7 @@ impl Order {
             attempts: self.tries.attempts,
             spent: self.tries.spent,
             since: self.since,
+            fence: self.fence.unwrap_or_default(),
         }
     }
 
@@ -207,7 +208,7 @@ impl Open {
             .enumerate()
             .filter_map(|(place, (_, stage))| match stage {
                 Stage::Open(order) => Some((*order, place)),
-                Stage::Recording(_)
+                Stage::Recording(..)
                 | Stage::Decided(_)
                 | Stage::Telling(_)
                 | Stage::Untold(_)

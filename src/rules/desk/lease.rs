@@ -5,9 +5,10 @@
 //! that is told that another one has an order asks again until it is free; what was recorded
 //! meanwhile is told then.
 //!
-//! A worker may be frozen past its lease and go on as if nothing had happened. So the ledger looks at
-//! who holds an order whenever it takes a list or a record: what comes too late is not recorded, and
-//! so not sent ([`Desk::not_sent`]) and not told ([`Desk::recorded`]). Whatever the worker knew of
+//! A worker may be frozen past its lease and go on as if nothing had happened. So each claim has a
+//! token ([`Fence`]), and whatever the desk says of an order, it says under the claim that it knew
+//! then. The ledger takes it only under the latest: what comes too late is not recorded, and so not
+//! sent ([`Desk::not_sent`]) and not told ([`Desk::recorded`]). Whatever the worker knew of
 //! that order is forgotten then, a call's answer too, and the ledger is asked anew.
 //!
 //! A call that was begun in time may still be executed when the lease is over: the order is recorded
@@ -18,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Desk;
-use super::action::{Action, CallId, Claim, CommandKey, LaneId, OrderRow};
+use super::action::{Action, CallId, Claim, CommandKey, Fence, LaneId, OrderRow};
 use super::hand::{OnRecord, Phase, Stage};
 use crate::rules::lane::OrderKey;
 use crate::rules::next::Tries;
@@ -40,11 +41,11 @@ pub(super) fn is_lost(lost: &[(LaneId, OrderNo)], lane: LaneId, order_no: &str) 
 impl Desk {
     /// The order is this worker's from now on, as `asker` has heard. Whatever else was recorded of
     /// it before is known only now, so its other commands are asked for anew.
-    pub(super) fn is_ours(&mut self, key: OrderKey, asker: CommandKey) {
+    pub(super) fn is_ours(&mut self, key: OrderKey, asker: CommandKey, fence: Fence) {
         let Some(order) = self.orders.get_mut(&key) else {
             return;
         };
-        order.ours = true;
+        order.fence = Some(fence);
         order.asked = 0;
         let others: BTreeSet<CommandKey> = order
             .waiters
@@ -101,7 +102,7 @@ impl Desk {
                 order.phase = Phase::Elsewhere;
                 order.tries = Tries::default();
                 order.on_record = OnRecord::NothingOpen;
-                order.ours = false;
+                order.fence = None;
                 order.ended = None;
             }
         }
@@ -155,7 +156,7 @@ impl Desk {
     ) -> bool {
         self.commands.get(&key).is_some_and(|command| {
             let (shown, stage) = &command.entries[place];
-            let recording = matches!(stage, Stage::Recording(_));
+            let recording = matches!(stage, Stage::Recording(..));
             recording && command.lane.is_some_and(|lane| is_lost(lost, lane, shown))
         })
     }

@@ -43,8 +43,8 @@ use super::time::{Mono, Now};
 use hand::{AfterRecord, Open, Order};
 
 pub use action::{
-    Action, CallId, Claim, Claimed, CommandKey, Event, Fate, Finished, Holding, LaneId, Note,
-    OrderRow, OrderState, Parking, Record, RecordId, ResultRow, SendList, Telling, Ticket,
+    Action, CallId, Claim, Claimed, CommandKey, Event, Fate, Fence, Finished, Holding, LaneId,
+    Note, OrderRow, OrderState, Parking, Record, RecordId, ResultRow, SendList, Telling, Ticket,
 };
 
 /// How the desk does its work.
@@ -115,7 +115,7 @@ pub struct Desk {
     /// Orders that another worker has, by the time to ask again.
     elsewhere: BTreeSet<(Mono, OrderKey)>,
     /// Orders that have left since the last turn.
-    released: BTreeSet<(LaneId, OrderNo)>,
+    released: BTreeMap<(LaneId, OrderNo), Fence>,
     /// Lanes hold orders that have left.
     lanes_are_stale: bool,
     calls: HashMap<CallId, (LaneId, Vec<OrderKey>)>,
@@ -153,7 +153,7 @@ impl Desk {
             orders: HashMap::new(),
             by_number: HashMap::new(),
             elsewhere: BTreeSet::new(),
-            released: BTreeSet::new(),
+            released: BTreeMap::new(),
             lanes_are_stale: false,
             calls: HashMap::new(),
             records: HashMap::new(),
@@ -190,8 +190,9 @@ impl Desk {
         // After the records of how they ended.
         if !self.released.is_empty() {
             let released = std::mem::take(&mut self.released);
-            self.actions
-                .push(Action::Release(released.into_iter().collect()));
+            let released = released.into_iter();
+            let released = released.map(|((lane, order_no), fence)| (lane, order_no, fence));
+            self.actions.push(Action::Release(released.collect()));
         }
         std::mem::take(&mut self.actions)
     }

@@ -103,7 +103,7 @@ impl Desk {
             }),
             Stage::Untold(_) | Stage::Confirmed => true,
             Stage::Decided(_) => command.ticket.is_none(),
-            Stage::Recording(_) | Stage::Telling(_) => false,
+            Stage::Recording(..) | Stage::Telling(_) => false,
         };
         let parking = command.park == Park::Parking
             || command.park == Park::Needed && !command.undelivered.contains(&None);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Desk;
-use super::action::{Action, CommandKey, LaneId, OrderState, Record, RecordId, ResultRow};
+use super::action::{Action, CommandKey, Fence, LaneId, OrderState, Record, RecordId, ResultRow};
 use super::hand::{Open, Phase, Stage, Told};
 use super::lease::is_lost;
 use crate::rules::lane::OrderKey;
@@ -34,11 +34,12 @@ impl Desk {
             return;
         };
         order.phase = Phase::Ending;
+        let fence = order.fence;
         let commands = &self.commands;
         let is_claimed = |w: &mut (CommandKey, usize)| commands.get(&w.0).is_none_or(|c| c.claimed);
         let claimed: Vec<(CommandKey, usize)> = order.waiters.extract_if(.., is_claimed).collect();
         for (command, place) in claimed {
-            self.draft_result(command, place, &told);
+            self.draft_result(command, place, &told, fence);
         }
         self.draft.2.ended.push((key, told));
     }
@@ -60,6 +61,7 @@ impl Desk {
             .filter(|(waiter, _)| self.commands.get(waiter).is_some_and(is_same))
             .copied()
             .collect();
+        let fence = order.fence;
         let told = Told {
             ending,
             attempts: order.tries.attempts,
@@ -72,11 +74,17 @@ impl Desk {
         }
         for (twin, place) in twins {
             self.detach(key, twin, place);
-            self.draft_result(twin, place, &told);
+            self.draft_result(twin, place, &told, fence);
         }
     }
 
-    pub(super) fn draft_result(&mut self, key: CommandKey, place: usize, told: &Told) {
+    pub(super) fn draft_result(
+        &mut self,
+        key: CommandKey,
+        place: usize,
+        told: &Told,
+        fence: Option<Fence>,
+    ) {
         let Some(command) = self.commands.get_mut(&key) else {
             return;
         };
@@ -84,7 +92,7 @@ impl Desk {
             return;
         };
         let (shown, stage) = &mut command.entries[place];
-        *stage = Stage::Recording(told.clone());
+        *stage = Stage::Recording(told.clone(), fence);
         self.draft.1.push(ResultRow {
             lane,
             command_id: command.envelope.command_id.clone(),
@@ -93,6 +101,7 @@ impl Desk {
             ending: told.ending.clone(),
             attempts: told.attempts,
             occurred_at: told.occurred_at,
+            fence,
         });
         self.draft.2.entries.push((key, place));
     }
@@ -133,7 +142,7 @@ impl Desk {
                 anew.extend(self.reopen(key, place));
             } else if let Some(command) = self.commands.get_mut(&key) {
                 let stage = &mut command.entries[place].1;
-                if let Stage::Recording(told) = stage {
+                if let Stage::Recording(told, _) = stage {
                     *stage = Stage::Decided(told.clone());
                 }
                 touched.push(key);

@@ -59,7 +59,7 @@ impl Desk {
         };
         let on_its_way = command.park == Park::Parking
             || command.entries.iter().any(|(_, stage)| match stage {
-                Stage::Recording(_) | Stage::Telling(_) => true,
+                Stage::Recording(..) | Stage::Telling(_) => true,
                 Stage::Open(order) => self.orders.get(order).is_some_and(|o| {
                     matches!(o.phase, Phase::Claiming | Phase::InCall | Phase::Ending)
                 }),
@@ -89,7 +89,7 @@ impl Desk {
         let Some(order) = self.orders.get_mut(&key) else {
             return;
         };
-        if order.on_record != OnRecord::NothingOpen || !order.ours {
+        if order.on_record != OnRecord::NothingOpen || order.fence.is_none() {
             return;
         }
         order.since = order.since.min(since);
