@@ -92,8 +92,9 @@ async fn a_channel_closed_for_a_precondition_is_opened_again_until_the_event_is_
     // Smaller than any event; it holds for channels that are opened from now on.
     broker.limit_size(100).await;
     let mut worker = scene.setup.start();
-    let told = worker.logs(SOON, LOST).await;
-    assert!(told.contains("PRECONDITION_FAILED"), "{told}");
+    worker.logs(SOON, LOST).await;
+    // Whoever writes first to the channel that is being closed may be told only that it is.
+    worker.logs(LATER, "PRECONDITION_FAILED").await;
     is_back(&worker, 3).await;
     // The page is made anew each second, so the first may tell of the time before.
     eventually_ok(SOON, "readiness says why", async || {
@@ -173,9 +174,6 @@ async fn a_consumer_that_the_broker_has_forgotten_is_replaced() {
     assert_eq!(told.len(), 1, "{told:#?}");
     assert!(told[0].contains("silent"), "{told:#?}");
 }
-
-/// The worker looks each half minute, and believes the second look.
-const SILENT_CONSUMER_LIMIT: Duration = Duration::from_secs(70);
 
 #[tokio::test]
 async fn without_declare_a_deleted_queue_is_waited_for() {
@@ -283,7 +281,7 @@ async fn a_line_that_is_frozen_towards_the_worker_is_given_up_and_made_again() {
 async fn a_line_that_is_reset_is_made_again() {
     let line = Line::under_load().await;
     line.breaks(Cable::Reset, WORD_LIMIT).await;
-    line.is_whole_again().await;
+    line.becomes_whole().await;
 }
 
 #[tokio::test]
@@ -291,7 +289,7 @@ async fn a_line_that_is_cut_and_refused_for_a_while_is_made_again() {
     let line = Line::under_load().await;
     line.breaks(Cable::Cut, WORD_LIMIT).await;
     line.is_tried_again().await;
-    line.is_whole_again().await;
+    line.becomes_whole().await;
 }
 
 /// The broker has closed, or is gone, and no packet tells the worker.
@@ -299,7 +297,7 @@ async fn a_line_that_is_cut_and_refused_for_a_while_is_made_again() {
 async fn a_line_that_is_half_open_at_the_worker_is_given_up_and_made_again() {
     let line = Line::under_load().await;
     line.breaks(Cable::HalfOpenAtWorker, SILENCE_LIMIT).await;
-    line.is_whole_again().await;
+    line.becomes_whole().await;
 }
 
 /// The broker goes on believing in the old session: it holds that one's deliveries until it misses
@@ -308,7 +306,7 @@ async fn a_line_that_is_half_open_at_the_worker_is_given_up_and_made_again() {
 async fn a_line_that_is_half_open_at_the_broker_is_made_again_and_the_old_session_ends() {
     let line = Line::under_load().await;
     line.breaks(Cable::HalfOpenAtBroker, WORD_LIMIT).await;
-    line.is_whole_again().await;
+    line.becomes_whole().await;
 }
 
 /// Slowness is no fault: the session lives on.
@@ -326,7 +324,7 @@ async fn meets_a_frozen_line(cable: Cable) {
     line.breaks(cable, SILENCE_LIMIT).await;
     // A node that takes connections and says nothing does not hold the worker for ever.
     line.is_tried_again().await;
-    line.is_whole_again().await;
+    line.becomes_whole().await;
 }
 
 /// A worker that reaches its broker by a cable, with a fifth of a load behind it.
@@ -385,7 +383,7 @@ impl Line {
         assert_eq!(self.worker.readiness().await.unwrap().0, 503);
     }
 
-    async fn is_whole_again(mut self) {
+    async fn becomes_whole(mut self) {
         self.cable.set(Cable::Whole);
         self.worker.wait_ready(LATER).await;
         self.is_told().await;

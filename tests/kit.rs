@@ -199,7 +199,8 @@ async fn the_broker_tells_what_is_unacknowledged_and_who_consumes() {
             queue: "q".into(),
             tag: "me".into(),
             prefetch: 7,
-            manual_ack: true
+            manual_ack: true,
+            connected: true,
         }]
     );
     drop(consumer);

@@ -54,6 +54,7 @@ impl World<'_> {
             account: Some(ACCOUNTS[sent.account].to_owned()),
             deadline: sent.has_deadline.then(|| later(noon, DEADLINE).to_string()),
             command_id: None,
+            more_orders: 0,
         };
         let properties = RawProperties {
             message_id: Some(sent.id.to_owned()),

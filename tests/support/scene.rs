@@ -108,9 +108,15 @@ impl Scene {
         let now = self.consumer().await;
         let like = Consumer {
             tag: now.tag.clone(),
+            prefetch: now.prefetch,
             ..before.clone()
         };
         assert_eq!(now, like);
+        // It takes more at once when commands have turned out light.
+        assert!(
+            now.prefetch >= before.prefetch,
+            "{now:?}, before: {before:?}"
+        );
     }
 
     /// Waits until the commands' queue holds nothing, not even unacknowledged.
