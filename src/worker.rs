@@ -366,7 +366,8 @@ impl Worker {
                 self.take_steps(running, now, step);
             }
             Done::Sent(sent) => self.call(running, sent),
-            Done::Recorded(id) => self.desk.recorded(id),
+            // The embedded ledger is this worker's alone, so no order is ever lost.
+            Done::Recorded(id) => self.desk.recorded(id, &[]),
         }
     }
 
@@ -430,6 +431,8 @@ impl Worker {
                 self.metrics.acknowledged(finished.was_parked());
                 self.link.settle(Settlement::Acknowledge(finished));
             }
+            // Nobody else waits for what the embedded ledger has.
+            Action::Release(_) => {}
             Action::Return(ticket) => self.link.settle(Settlement::Return(ticket)),
             Action::Note(lane, note) => self.note(lane, note),
         }

@@ -12,8 +12,8 @@ use ledger::Ledger;
 use wdt_cancel_worker::rules::admit::{self, Admission, House, RawCommand, RawProperties};
 use wdt_cancel_worker::rules::delay::Delays;
 use wdt_cancel_worker::rules::desk::{
-    AccountPolicy, Action, CallId, Claim, CommandKey, Desk, Fate, Intake, LaneId, Note, OrderRow,
-    OrderState, Parking, Policy, Record, ResultRow, SendList, Telling, Ticket,
+    AccountPolicy, Action, CallId, Claim, CommandKey, Desk, Fate, Fence, Intake, LaneId, Note,
+    OrderRow, OrderState, Parking, Policy, Record, ResultRow, SendList, Telling, Ticket,
 };
 use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, FoundOrder, Reply};
 use wdt_cancel_worker::rules::lane::{Method, Turn};
@@ -78,6 +78,7 @@ struct Bench {
     fates: VecDeque<Fate>,
     names: Vec<(CommandKey, String)>,
     probes_answered: bool,
+    released: Vec<(LaneId, OrderNo, Fence)>,
 }
 
 fn desk(verify: Verify) -> Desk {
@@ -139,6 +140,7 @@ impl Bench {
             fates: VecDeque::new(),
             names: Vec::new(),
             probes_answered: true,
+            released: Vec::new(),
         }
     }
 
@@ -202,6 +204,10 @@ impl Bench {
                 return story;
             }
             for action in actions {
+                if let Action::Release(released) = action {
+                    self.released.extend(released);
+                    continue;
+                }
                 story.push(self.words(&action));
                 self.carry_out(action);
             }
@@ -230,7 +236,7 @@ impl Bench {
                     .probe_answered(self.now, call, &reply::<()>(0, "", None));
             }
             Action::Probe(call, _) => self.calls.push((call, Method::Probe, Vec::new())),
-            Action::Acknowledge(_) | Action::Return(_) | Action::Note(..) => {}
+            Action::Acknowledge(_) | Action::Return(_) | Action::Release(_) | Action::Note(..) => {}
         }
     }
 
@@ -250,7 +256,7 @@ impl Bench {
             }
             Open::Record(record) => {
                 self.ledger.keep(&record.orders, &record.results);
-                self.desk.recorded(record.id);
+                self.desk.recorded(record.id, &[]);
             }
             Open::Tell(telling) => {
                 let fate = self.fates.pop_front().unwrap_or(Fate::Confirmed);
@@ -348,6 +354,7 @@ impl Bench {
             }
             Action::Acknowledge(finished) => format!("ack {}", finished.ticket().0),
             Action::Return(Ticket(ticket)) => format!("return {ticket}"),
+            Action::Release(orders) => format!("release {orders:?}"),
             Action::Note(_, note) => match note {
                 Note::Turn(Turn::WentDown) => "note down".into(),
                 Note::Turn(Turn::WasStopped) => "note stopped".into(),
@@ -1250,6 +1257,7 @@ fn an_order_that_nobody_waits_for_any_more_is_asked_of_the_ledger_again() {
         attempts: 1,
         spent: 0,
         since: bench.now.wall,
+        fence: Fence::default(),
     };
     bench.ledger.keep(&[row], &[]);
     bench.deliver(&command("c3", &["B"]));

@@ -16,7 +16,7 @@ use rusqlite::{Connection, ErrorCode, MAIN_DB, OptionalExtension as _, Row, Tran
 use super::schema::{self, APPLICATION_ID};
 use crate::rules::admit::Fingerprint;
 use crate::rules::desk::{
-    Claim, Claimed, LaneId, OrderRow, OrderState, Record, ResultRow, SendList,
+    Claim, Claimed, Fence, Holding, LaneId, OrderRow, OrderState, Record, ResultRow, SendList,
 };
 use crate::rules::order::{AccountName, CommandId, Ending, OrderNo, Reason, ReasonCode};
 
@@ -157,11 +157,12 @@ impl Store {
                     order_row(row, claim.lane, order_no)
                 })
                 .optional()?;
-            orders.push((*key, row));
+            orders.push((*key, Holding::Ours(row, Fence::default())));
         }
         Ok(Claimed {
             command: claim.command,
             results,
+            id_is_taken: false,
             orders,
         })
     }
@@ -391,6 +392,7 @@ fn order_row(row: &Row<'_>, lane: LaneId, order_no: &OrderNo) -> rusqlite::Resul
         attempts: row.get(1)?,
         spent: row.get(2)?,
         since: timestamp(row.get(3)?)?,
+        fence: Fence::default(),
     })
 }
 
@@ -403,6 +405,7 @@ fn result_row(row: &Row<'_>, lane: LaneId, command_id: &CommandId) -> rusqlite::
         ending: ending(row.get(2)?, row.get(3)?)?,
         attempts: row.get(4)?,
         occurred_at: timestamp(row.get(5)?)?,
+        fence: None,
     })
 }
 
@@ -445,6 +448,7 @@ mod tests {
             attempts: 2,
             spent: 1,
             since: at(-60),
+            fence: Fence::default(),
         }
     }
 
@@ -457,6 +461,7 @@ mod tests {
             ending,
             attempts: 2,
             occurred_at,
+            fence: None,
         }
     }
 
@@ -482,10 +487,14 @@ mod tests {
             command: crate::rules::desk::CommandKey::default(),
             lane: LANE,
             command_id: CommandId::new(command).unwrap(),
+            fingerprint: Fingerprint([7; 16]),
             orders: vec![(OrderKey(1), OrderNo::new(number).unwrap())],
         };
         let mut claimed = store.claim(&claim).unwrap();
-        (claimed.results, claimed.orders.remove(0).1)
+        let Holding::Ours(row, _) = claimed.orders.remove(0).1 else {
+            panic!("an embedded ledger has one worker");
+        };
+        (claimed.results, row)
     }
 
     #[test]

@@ -37,7 +37,8 @@ impl World<'_> {
         });
     }
 
-    pub fn deliver(&mut self, at: usize) {
+    /// To the worker whose turn it is.
+    pub fn deliver(&mut self, at: usize, given_up: bool) {
         let message = &mut self.messages[at];
         let Place::Queued { redelivered } = message.place else {
             return;
@@ -45,6 +46,7 @@ impl World<'_> {
         let ticket = Ticket(self.tickets.len() as u64 + 1);
         message.place = Place::Held(ticket);
         self.tickets.insert(ticket, at);
+        self.holders.insert(ticket, self.at);
         let sent = &self.config.commands[message.command];
         let noon: Timestamp = NOON.parse().unwrap();
         let raw = RawCommand {
@@ -60,9 +62,12 @@ impl World<'_> {
         let shop = Shop(ACCOUNTS.map(|a| AccountName::new(a).unwrap()).into());
         let fresh = || CommandId::new("fresh").unwrap();
         let admission = admit::admit(Ok(raw), properties, fresh, &shop);
-        self.worker
-            .desk
-            .arrive(self.now, ticket, redelivered, admission);
+        let desk = &mut self.workers[self.at].desk;
+        if given_up {
+            desk.give_up(self.now, ticket, redelivered, admission);
+        } else {
+            desk.arrive(self.now, ticket, redelivered, admission);
+        }
     }
 
     fn is_live(&self, ticket: Ticket) -> bool {
@@ -71,7 +76,7 @@ impl World<'_> {
     }
 
     pub fn publication_ends(&mut self, at: usize) {
-        let publication = self.worker.publications.remove(at);
+        let publication = self.workers[self.at].publications.remove(at);
         let outcomes = if self.left.faults > 0 { 5 } else { 1 };
         let outcome = self.choices.pick(outcomes);
         self.left.faults -= usize::from(outcome != 0);
@@ -114,7 +119,7 @@ impl World<'_> {
 
     pub fn report(&mut self, publication: &Publication, fate: Fate) {
         let now = self.now.mono;
-        let desk = &mut self.worker.desk;
+        let desk = &mut self.workers[self.at].desk;
         match publication {
             Publication::Tell(telling) => desk.told(now, telling.command, telling.place, fate),
             Publication::Park(parking) => desk.parked(now, parking.command, fate),
@@ -122,7 +127,7 @@ impl World<'_> {
     }
 
     pub fn answer(&mut self) {
-        match self.worker.answers.pop_front() {
+        match self.workers[self.at].answers.pop_front() {
             Some(Answer::Acknowledge(ticket, was_parked)) if self.is_live(ticket) => {
                 self.check_acknowledgement(ticket, was_parked);
                 let message = self.tickets[&ticket];
@@ -139,25 +144,45 @@ impl World<'_> {
 
     pub fn lose_session(&mut self) {
         self.left.losses -= 1;
+        if self.workers[self.at].frozen {
+            return self.give_up_session();
+        }
         let heard_late = self.choices.yes();
-        for publication in std::mem::take(&mut self.worker.publications) {
+        for publication in std::mem::take(&mut self.workers[self.at].publications) {
             if self.choices.yes() {
                 self.take(&publication, false);
             }
             if heard_late {
-                self.worker.late_losses.push(publication);
+                self.workers[self.at].late_losses.push(publication);
             } else {
                 self.report(&publication, Fate::Lost);
             }
         }
-        self.worker.answers.clear();
+        self.workers[self.at].answers.clear();
         self.requeue();
-        self.worker.desk.session_lost(self.now.mono);
+        self.workers[self.at].desk.session_lost(self.now.mono);
     }
 
+    /// A frozen worker hears of it when it goes on.
+    pub fn give_up_session(&mut self) {
+        let publications = std::mem::take(&mut self.workers[self.at].publications);
+        for publication in &publications {
+            if self.choices.yes() {
+                self.take(publication, false);
+            }
+        }
+        let worker = &mut self.workers[self.at];
+        worker.publications = publications;
+        worker.lost_session = true;
+        self.requeue();
+    }
+
+    /// Whatever this worker holds comes again.
     pub fn requeue(&mut self) {
         for message in &mut self.messages {
-            if let Place::Held(_) = message.place {
+            if let Place::Held(ticket) = message.place
+                && self.holders[&ticket] == self.at
+            {
                 message.place = Place::Queued { redelivered: true };
             }
         }

@@ -14,6 +14,8 @@ pub const ACCOUNTS: [&str; 2] = ["default", "b2b"];
 
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// One has the ledger to itself; several share it.
+    pub workers: usize,
     /// The orders as they are at first.
     pub orders: Vec<Given>,
     pub commands: Vec<Sent>,
@@ -36,6 +38,9 @@ pub struct Config {
     pub losses: usize,
     pub stops: usize,
     pub long_waits: usize,
+    /// Of one of several workers, and of its lease.
+    pub freezes: usize,
+    pub expiries: usize,
 }
 
 /// An order before the first command.
@@ -119,6 +124,7 @@ pub fn sent(id: &'static str, orders: &[&'static str]) -> Sent {
 
 pub fn plain(commands: Vec<Sent>) -> Config {
     Config {
+        workers: 1,
         orders: vec![order(0, "A", 20), order(0, "B", 20)],
         commands,
         verify: Verify::InDoubt,
@@ -135,6 +141,8 @@ pub fn plain(commands: Vec<Sent>) -> Config {
         losses: usize::MAX,
         stops: usize::MAX,
         long_waits: usize::MAX,
+        freezes: usize::MAX,
+        expiries: usize::MAX,
     }
 }
 
@@ -144,7 +152,7 @@ fn executes_late() -> bool {
 }
 
 /// A configuration drawn by chance: few orders, few commands, much overlap.
-pub fn drawn(rng: &mut fastrand::Rng) -> Config {
+pub fn drawn(workers: usize, rng: &mut fastrand::Rng) -> Config {
     let accounts = rng.usize(1..=2);
     let mut orders = Vec::new();
     for account in 0..accounts {
@@ -191,6 +199,7 @@ pub fn drawn(rng: &mut fastrand::Rng) -> Config {
         });
     }
     Config {
+        workers,
         orders,
         verify: [
             Verify::InDoubt,
@@ -211,6 +220,8 @@ pub fn drawn(rng: &mut fastrand::Rng) -> Config {
         losses: rng.usize(..3),
         stops: rng.usize(..2),
         long_waits: rng.usize(..3),
+        freezes: rng.usize(..3),
+        expiries: rng.usize(..3),
         commands,
     }
 }

@@ -105,17 +105,31 @@ impl World<'_> {
     }
 
     pub fn call_ends(&mut self, at: usize) {
-        let (id, lane, call) = self.worker.calls.remove(at);
+        let (id, lane, call) = self.workers[self.at].calls.remove(at);
         match call {
+            Call::Cancelled(_, end) => {
+                self.workers[self.at]
+                    .desk
+                    .cancel_answered(self.now, id, &end);
+            }
+            Call::LookedUp(end) => {
+                self.workers[self.at]
+                    .desk
+                    .look_up_answered(self.now, id, &end);
+            }
             Call::Cancel(orders) => {
                 let end = self.cancel(lane, &orders);
                 self.tell(|| format!("   {end:?}"));
-                self.worker.desk.cancel_answered(self.now, id, &end);
+                self.workers[self.at]
+                    .desk
+                    .cancel_answered(self.now, id, &end);
             }
             Call::LookUp(no) => {
                 let end = self.look_up(lane, &no);
                 self.tell(|| format!("   {end:?}"));
-                self.worker.desk.look_up_answered(self.now, id, &end);
+                self.workers[self.at]
+                    .desk
+                    .look_up_answered(self.now, id, &end);
             }
             Call::Probe => {
                 let outcomes = if self.left.faults > 0 { 2 } else { 1 };
@@ -123,13 +137,15 @@ impl World<'_> {
                 self.left.faults -= usize::from(outcome != 0);
                 let end = [reply::<()>(0, "", None), not_reached()][outcome].clone();
                 self.tell(|| format!("   {end:?}"));
-                self.worker.desk.probe_answered(self.now, id, &end);
+                self.workers[self.at]
+                    .desk
+                    .probe_answered(self.now, id, &end);
             }
         }
     }
 
     /// The gateway gets a cancel call, and this is what comes back.
-    fn cancel(&mut self, lane: LaneId, orders: &[OrderNo]) -> CallEnd<CancelLists> {
+    pub fn cancel(&mut self, lane: LaneId, orders: &[OrderNo]) -> CallEnd<CancelLists> {
         let keys: Vec<Key> = orders.iter().map(|no| (lane, no.clone())).collect();
         // Some are not named for what they are: shipped and cancelled have the same words.
         let all_go = keys
@@ -192,7 +208,7 @@ impl World<'_> {
         reply(0, "", Some(lists))
     }
 
-    fn look_up(&mut self, lane: LaneId, no: &OrderNo) -> CallEnd<Vec<FoundOrder>> {
+    pub fn look_up(&mut self, lane: LaneId, no: &OrderNo) -> CallEnd<Vec<FoundOrder>> {
         let outcomes = if self.left.faults > 0 { 6 } else { 1 };
         let outcome = self.choices.pick(outcomes);
         self.left.faults -= usize::from(outcome != 0);

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wdt_cancel_worker::rules::desk::{LaneId, OrderState, Record, ResultRow, Telling, Ticket};
+use wdt_cancel_worker::rules::desk::{
+    LaneId, OrderState, Record, RecordId, ResultRow, Telling, Ticket,
+};
 use wdt_cancel_worker::rules::order::{CommandId, Ending, OrderNo, Outcome, ReasonCode};
 
 use crate::config::ACCOUNTS;
@@ -60,7 +62,8 @@ impl World<'_> {
         self.law(!in_doubt, || {
             format!("law 4: {key:?} is sent again before it is looked up")
         });
-        let flies = self.worker.calls.iter().any(|(_, lane, call)| {
+        let mut calls = self.workers.iter().flat_map(|w| &w.calls);
+        let flies = calls.any(|(_, lane, call)| {
             *lane == key.0 && matches!(call, Call::Cancel(orders) if orders.contains(&key.1))
         });
         self.law(!flies, || format!("law 6: {key:?} is in two calls"));
@@ -68,7 +71,7 @@ impl World<'_> {
 
     pub fn check_flights(&mut self) {
         let mut wrong = None;
-        for (_, lane, call) in &self.worker.calls {
+        for (_, lane, call) in self.workers.iter().flat_map(|w| &w.calls) {
             let Call::Cancel(orders) = call else {
                 continue;
             };
@@ -98,6 +101,8 @@ impl World<'_> {
         });
     }
 
+    /// What the desk has decided is compared with the gateway when it is decided, for that may
+    /// change afterwards; but it counts only if it is recorded, see [`Self::check_kept`].
     pub fn check_record(&mut self, record: &Record) {
         let rows = record.orders.iter().filter_map(|row| match &row.state {
             OrderState::Ended(ending, _) => Some((row.lane, row.order_no.clone(), ending)),
@@ -109,9 +114,11 @@ impl World<'_> {
             let no = OrderNo::new(&row.order_no).ok()?;
             Some((row.lane, no, &row.ending))
         });
+        let owner = self.workers[self.at].owner;
         let endings: Vec<(LaneId, OrderNo, &Ending)> = rows.chain(results).collect();
         for (lane, no, ending) in endings {
-            let is_cancelled = self.states.get(&(lane, no.clone())).copied();
+            let key = (lane, no);
+            let is_cancelled = self.states.get(&key).copied();
             let holds = match ending.outcome() {
                 Outcome::Cancelled => matches!(is_cancelled, Some(State::Cancelled { .. })),
                 Outcome::Refused | Outcome::Failed | Outcome::Expired => {
@@ -119,7 +126,32 @@ impl World<'_> {
                 }
                 Outcome::Rejected | Outcome::Unknown => true,
             };
-            self.law(holds, || format!("law 5: {no} ends as {ending:?}"));
+            if !holds {
+                let what = format!("law 5: {} ends as {ending:?}", key.1);
+                self.wrong.insert((owner, record.id, key), what);
+            }
+        }
+    }
+
+    /// The record is made, except for what is lost.
+    pub fn check_kept(&mut self, record: &Record, lost: &[Key]) {
+        let owner = self.workers[self.at].owner;
+        let of_it = |(of, id, _): &(u64, RecordId, Key)| *of == owner && *id == record.id;
+        let wrong = std::mem::take(&mut self.wrong);
+        let (here, others) = wrong.into_iter().partition(|(key, _)| of_it(key));
+        self.wrong = others;
+        let here: BTreeMap<(u64, RecordId, Key), String> = here;
+        let kept = here
+            .into_iter()
+            .find(|((_, _, key), _)| !lost.contains(key));
+        self.law(kept.is_none(), || {
+            kept.map(|(_, what)| what).unwrap_or_default()
+        });
+        for row in &record.results {
+            let key = OrderNo::new(&row.order_no).map(|no| (row.lane, no));
+            if key.is_ok_and(|key| lost.contains(&key)) && !self.recorded.contains(&told_of(row)) {
+                self.decided.remove(&told_of(row));
+            }
         }
     }
 

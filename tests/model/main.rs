@@ -15,6 +15,7 @@ mod laws;
 #[path = "../support/ledger.rs"]
 mod ledger;
 mod search;
+mod shared;
 mod world;
 
 use std::collections::HashSet;
@@ -33,24 +34,33 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 
 /// Courses by chance, each with its own configuration and its own faults. `MODEL_RUNS=2000000`
 /// explores for long, `MODEL_SEED` from another seed on.
-#[test]
-fn by_chance() {
-    let (first, runs) = (number("MODEL_SEED", 0), number("MODEL_RUNS", 24_000));
+fn explore_by_chance(what: &str, workers: usize, runs: u64) {
+    let (first, runs) = (number("MODEL_SEED", 0), number("MODEL_RUNS", runs));
     let began = Instant::now();
     let (mut steps, mut states) = (0, HashSet::new());
     for seed in first..first + runs {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let config = config::drawn(&mut rng);
+        let config = config::drawn(workers, &mut rng);
         // Telling states apart takes longer than the steps, so it is done in some courses.
         let counted = (seed % COUNTED_EVERY == 0).then_some(&mut states);
         steps += search::by_chance(&config, rng, counted);
     }
     println!(
-        "by chance: {steps} steps, {runs} courses ({} distinct states in every {COUNTED_EVERY}th), seeds {first} to {}, in {:.1} s; no law was broken",
+        "{what}: {steps} steps, {runs} courses ({} distinct states in every {COUNTED_EVERY}th), seeds {first} to {}, in {:.1} s; no law was broken",
         states.len(),
         first + runs - 1,
         began.elapsed().as_secs_f64()
     );
+}
+
+#[test]
+fn by_chance() {
+    explore_by_chance("by chance", 1, 24_000);
+}
+
+#[test]
+fn two_workers_by_chance() {
+    explore_by_chance("two workers by chance", 2, 12_000);
 }
 
 /// `MODEL_DEVIATIONS=1` searches one deviation more in each configuration.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use wdt_cancel_worker::rules::desk::{Claim, Claimed, LaneId, OrderRow, ResultRow};
+use wdt_cancel_worker::rules::desk::{Claim, Claimed, Fence, Holding, LaneId, OrderRow, ResultRow};
 use wdt_cancel_worker::rules::order::{CommandId, OrderNo};
 
 /// Both tables, by their keys.
@@ -32,11 +32,15 @@ impl Ledger {
             |row: &&ResultRow| row.lane == claim.lane && row.command_id == claim.command_id;
         Claimed {
             command: claim.command,
+            id_is_taken: false,
             results: self.results.values().filter(of_command).cloned().collect(),
             orders: claim
                 .orders
                 .iter()
-                .map(|(key, no)| (*key, self.orders.get(&(claim.lane, no.clone())).cloned()))
+                .map(|(key, no)| {
+                    let row = self.orders.get(&(claim.lane, no.clone()));
+                    (*key, Holding::Ours(row.cloned(), Fence::default()))
+                })
                 .collect(),
         }
     }

@@ -1,6 +1,7 @@
 //! What the desk asks for, and the records that it asks the ledger to keep.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -49,6 +50,8 @@ pub enum Action {
     Acknowledge(Finished),
     /// Give the delivery back to the queue.
     Return(Ticket),
+    /// These orders are in hand no more: other workers may have them. Nothing answers.
+    Release(Vec<(LaneId, OrderNo, Fence)>),
     /// Something people should read once.
     Note(LaneId, Note),
 }
@@ -64,7 +67,7 @@ pub enum Note {
     Strangers(usize),
 }
 
-/// What the ledger is asked.
+/// What the ledger is asked: what is known of a command, and leave to have its orders in hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// Who asks.
@@ -73,6 +76,8 @@ pub struct Claim {
     pub lane: LaneId,
     /// Whose recorded results are wanted.
     pub command_id: CommandId,
+    /// Of the command's orders: an id belongs to the list that it was first claimed for.
+    pub fingerprint: Fingerprint,
     /// The orders whose records are wanted.
     pub orders: Vec<(OrderKey, OrderNo)>,
 }
@@ -84,8 +89,24 @@ pub struct Claimed {
     pub command: CommandKey,
     /// Everything recorded of this command's id.
     pub results: Vec<ResultRow>,
-    /// The orders' records, where there are any.
-    pub orders: Vec<(OrderKey, Option<OrderRow>)>,
+    /// Another worker claimed this id before, for other orders.
+    pub id_is_taken: bool,
+    /// Who has the orders.
+    pub orders: Vec<(OrderKey, Holding)>,
+}
+
+/// The fencing token of one claim of an order. The ledger makes a new one for each claim that it
+/// grants, and takes what a worker says of an order only under the order's latest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Fence(pub u64);
+
+/// Who has an order in hand. What is recorded of it comes along, where there is anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holding {
+    /// This worker, from now on: until it lets go of it, or its lease is over.
+    Ours(Option<OrderRow>, Fence),
+    /// Another worker, for so long at most unless that one renews its lease.
+    Elsewhere(Option<OrderRow>, Duration),
 }
 
 /// Where an order stands, durably.
@@ -114,6 +135,8 @@ pub struct OrderRow {
     pub spent: u32,
     /// The arrival of the oldest command that waits for it.
     pub since: Timestamp,
+    /// The claim under which this worker says so; of no meaning in what the ledger tells.
+    pub fence: Fence,
 }
 
 /// The ledger's record of what one command is told of one order.
@@ -133,6 +156,8 @@ pub struct ResultRow {
     pub attempts: u32,
     /// When.
     pub occurred_at: Timestamp,
+    /// The claim of the order under which this worker says so. An entry that is no order has none.
+    pub fence: Option<Fence>,
 }
 
 /// One durable step: all of it or nothing.

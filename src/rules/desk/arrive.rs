@@ -3,9 +3,12 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use super::Desk;
 use super::action::{
-    Action, Claim, Claimed, CommandKey, LaneId, OrderRow, OrderState, ResultRow, Ticket,
+    Action, Claim, Claimed, CommandKey, Fence, Holding, LaneId, OrderRow, OrderState, ResultRow,
+    Ticket,
 };
 use super::hand::{OnRecord, Open, Order, Park, Phase, Stage, Told};
 use crate::rules::admit::{Admission, Command, Entry, Fingerprint, Rejection};
@@ -57,7 +60,7 @@ impl Desk {
         for (place, entry) in command.entries.iter().enumerate() {
             let stage = match entry {
                 Entry::Order(order_no) => {
-                    let (order, is_new) = self.take_in_hand(now, lane, order_no);
+                    let (order, is_new) = self.take_in_hand(now.wall, lane, order_no);
                     if is_new {
                         claims.push((order, order_no.clone()));
                     }
@@ -69,12 +72,15 @@ impl Desk {
                     }
                     Stage::Open(order)
                 }
-                Entry::Invalid(_, reason) => Stage::Recording(Told {
-                    ending: Ending::Not(reason.clone()),
-                    attempts: 0,
-                    replayed: false,
-                    occurred_at: now.wall,
-                }),
+                Entry::Invalid(_, reason) => Stage::Recording(
+                    Told {
+                        ending: Ending::Not(reason.clone()),
+                        attempts: 0,
+                        replayed: false,
+                        occurred_at: now.wall,
+                    },
+                    None,
+                ),
             };
             entries.push((entry.shown().into(), stage));
         }
@@ -82,6 +88,7 @@ impl Desk {
             command: key,
             lane,
             command_id: command.envelope.command_id.clone(),
+            fingerprint: command.fingerprint,
             orders: claims,
         }));
         self.commands.insert(
@@ -162,15 +169,17 @@ impl Desk {
 
     pub(super) fn take_in_hand(
         &mut self,
-        now: Now,
+        since: Timestamp,
         lane: LaneId,
         order_no: &OrderNo,
     ) -> (OrderKey, bool) {
-        if let Some(&key) = self.by_number.get(&(lane, order_no.clone())) {
+        let name = (lane, order_no.clone());
+        if let Some(&key) = self.by_number.get(&name) {
             return (key, false);
         }
         let key = OrderKey(self.number());
-        self.by_number.insert((lane, order_no.clone()), key);
+        self.released.remove(&name);
+        self.by_number.insert(name, key);
         self.orders.insert(
             key,
             Order {
@@ -178,8 +187,11 @@ impl Desk {
                 order_no: order_no.clone(),
                 phase: Phase::Claiming,
                 tries: Tries::default(),
-                since: now.wall,
+                since,
                 on_record: OnRecord::NothingOpen,
+                fence: None,
+                asked: 0,
+                first_seen: None,
                 ended: None,
                 waiters: Vec::new(),
             },
@@ -190,7 +202,12 @@ impl Desk {
     /// What the ledger knows of a command and of the orders that it brought in.
     pub fn claimed(&mut self, now: Now, claimed: Claimed) {
         let key = claimed.command;
-        self.apply_results(now, key, &claimed.results);
+        for (order, holding) in &claimed.orders {
+            if let Holding::Ours(_, fence) = holding {
+                self.is_ours(*order, key, *fence);
+            }
+        }
+        self.apply_results(now, key, &claimed.results, claimed.id_is_taken);
         self.follow_twin(key);
         if let Some(command) = self.commands.get_mut(&key) {
             command.claimed = true;
@@ -202,20 +219,37 @@ impl Desk {
                 }
             }
         }
-        for (order, row) in claimed.orders {
-            self.age(order, row.as_ref());
-            self.place(now, order, row);
+        for (order, holding) in claimed.orders {
+            match holding {
+                Holding::Ours(row, _) => {
+                    self.age(order, row.as_ref());
+                    self.place(now, order, row);
+                }
+                Holding::Elsewhere(row, left) => {
+                    self.age(order, row.as_ref());
+                    self.is_elsewhere(now.mono, order, row.as_ref(), left);
+                }
+            }
         }
         self.end_given_up(now, key);
         self.tell_decided([key].into_iter());
     }
 
-    pub(super) fn apply_results(&mut self, now: Now, key: CommandKey, results: &[ResultRow]) {
-        let Some(command) = self.commands.get(&key) else {
+    pub(super) fn apply_results(
+        &mut self,
+        now: Now,
+        key: CommandKey,
+        results: &[ResultRow],
+        id_is_taken: bool,
+    ) {
+        // One that was turned down may have been asked for twice.
+        let command = self.commands.get(&key);
+        let Some(command) = command.filter(|c| c.fingerprint.is_some()) else {
             return;
         };
         let of_others = |f: Option<Fingerprint>| f != command.fingerprint;
-        let used = results.iter().any(|row| of_others(Some(row.fingerprint)))
+        let used = id_is_taken
+            || results.iter().any(|row| of_others(Some(row.fingerprint)))
             || results.is_empty()
                 && self
                     .same_id(command)
@@ -234,7 +268,7 @@ impl Desk {
                         detached.push((*order, place));
                         *stage = Stage::Decided(replay(row));
                     }
-                    (Stage::Recording(told), row)
+                    (Stage::Recording(told, _), row)
                         if told.ending.reason().is_some_and(is_invalid) =>
                     {
                         match row {
@@ -250,7 +284,7 @@ impl Desk {
             self.detach(order, key, place);
         }
         for (place, told) in invalid {
-            self.draft_result(key, place, &told);
+            self.draft_result(key, place, &told, None);
         }
     }
 
@@ -282,29 +316,36 @@ impl Desk {
         let Some(command) = self.commands.get(&key) else {
             return;
         };
-        let decided: HashMap<&str, &Told> = self
+        let decided: HashMap<&str, (&Told, Option<Fence>)> = self
             .same_id(command)
             .filter(|other| other.fingerprint == command.fingerprint)
             .flat_map(|other| &other.entries)
             .filter_map(|(shown, stage)| match stage {
-                Stage::Recording(told)
-                | Stage::Decided(told)
-                | Stage::Telling(told)
-                | Stage::Untold(told) => Some((&**shown, told)),
+                Stage::Recording(told, fence) => Some((&**shown, (told, *fence))),
+                Stage::Decided(told) | Stage::Telling(told) | Stage::Untold(told) => {
+                    Some((&**shown, (told, None)))
+                }
                 Stage::Open(_) | Stage::Confirmed => None,
             })
             .collect();
-        let followed: Vec<(OrderKey, usize, Told)> = command
+        let followed: Vec<(OrderKey, usize, Fence, Told)> = command
             .open_entries()
             .filter_map(|(order, place)| {
-                let told = decided.get(&*command.entries[place].0)?;
+                // What another worker has is its to tell.
+                let fence = self.orders.get(&order)?.fence?;
+                let (told, under) = decided.get(&*command.entries[place].0)?;
+                if under.is_some_and(|under| under != fence) {
+                    // That record comes too late.
+                    return None;
+                }
                 let replayed = true;
                 Some((
                     order,
                     place,
+                    fence,
                     Told {
                         replayed,
-                        ..(*told).clone()
+                        ..Told::clone(told)
                     },
                 ))
             })
@@ -328,9 +369,9 @@ impl Desk {
         if let Some(command) = self.commands.get_mut(&key) {
             command.repeats = repeats;
         }
-        for (order, place, told) in followed {
+        for (order, place, fence, told) in followed {
             self.detach(order, key, place);
-            self.draft_result(key, place, &told);
+            self.draft_result(key, place, &told, Some(fence));
         }
     }
 
@@ -387,6 +428,7 @@ impl Desk {
             // Its command was told from the ledger.
             return self.forget(key);
         }
+        let is_news = order.is_news(row.as_ref());
         let lane = &mut self.lanes[order.lane.0];
         let doubt = match row.as_ref().map(|row| &row.state) {
             None => None,
@@ -394,7 +436,20 @@ impl Desk {
                 let told = Told {
                     ending: Ending::Cancelled,
                     attempts: row.as_ref().map_or(0, |r| r.attempts),
-                    replayed: true,
+                    replayed: !is_news,
+                    occurred_at: *at,
+                };
+                return self.end_as(key, told);
+            }
+            // What the gateway refused while it was in another worker's hands is its word for the
+            // commands that waited here. What was given up there is tried here.
+            Some(OrderState::Ended(ending, at))
+                if is_news && ending.outcome() == Outcome::Refused =>
+            {
+                let told = Told {
+                    ending: ending.clone(),
+                    attempts: row.as_ref().map_or(0, |r| r.attempts),
+                    replayed: false,
                     occurred_at: *at,
                 };
                 return self.end_as(key, told);
@@ -437,7 +492,10 @@ impl Desk {
             return;
         };
         order.waiters.retain(|w| *w != (command, place));
-        let idle = matches!(order.phase, Phase::Waiting | Phase::Doubtful);
+        let idle = matches!(
+            order.phase,
+            Phase::Elsewhere | Phase::Waiting | Phase::Doubtful
+        );
         if order.waiters.is_empty() && (idle || order.ended.is_some()) {
             self.forget(key);
             self.lanes_are_stale = true;

@@ -109,7 +109,11 @@ impl Desk {
 
     pub(super) fn forget(&mut self, key: OrderKey) {
         if let Some(order) = self.orders.remove(&key) {
-            self.by_number.remove(&(order.lane, order.order_no));
+            let name = (order.lane, order.order_no);
+            self.by_number.remove(&name);
+            if let Some(fence) = order.fence {
+                self.released.insert(name, fence);
+            }
         }
     }
 

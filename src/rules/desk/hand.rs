@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::action::{CommandKey, LaneId, OrderRow, OrderState, Ticket};
+use super::action::{CommandKey, Fence, LaneId, OrderRow, OrderState, Ticket};
 use crate::rules::admit::{Envelope, Fingerprint};
 use crate::rules::lane::OrderKey;
 use crate::rules::next::{self, Tries};
@@ -18,8 +18,8 @@ use crate::rules::time::{Mono, Now};
 pub(super) enum Stage {
     /// Not yet decided; waits for this order.
     Open(OrderKey),
-    /// Decided, on its way to the ledger.
-    Recording(Told),
+    /// Decided under this claim of the order, on its way to the ledger.
+    Recording(Told, Option<Fence>),
     /// Durable, to be told.
     Decided(Told),
     /// On its way to the broker.
@@ -93,6 +93,8 @@ pub(super) enum OnRecord {
 pub(super) enum Phase {
     /// The ledger is being asked.
     Claiming,
+    /// Another worker has it. The ledger is asked again soon.
+    Elsewhere,
     /// In its lane, to be sent.
     Waiting,
     /// In its lane, to be looked up.
@@ -112,6 +114,14 @@ pub(super) struct Order {
     pub(super) tries: Tries,
     pub(super) since: Timestamp,
     pub(super) on_record: OnRecord,
+    /// The claim under which this worker has it. That may be over without anybody knowing here; then
+    /// the ledger takes neither a list nor a record with it.
+    pub(super) fence: Option<Fence>,
+    /// How often the ledger said that another worker has it.
+    pub(super) asked: u32,
+    /// When it had ended, if it had, as the ledger first told of it: an ending of another time is
+    /// news of another worker's call, which this order's commands have joined.
+    pub(super) first_seen: Option<Option<Timestamp>>,
     /// How it ended, durably, while commands that wait for it are not claimed yet.
     pub(super) ended: Option<Told>,
     pub(super) waiters: Vec<(CommandKey, usize)>,
@@ -126,6 +136,16 @@ pub(super) struct AfterRecord {
 }
 
 impl Order {
+    /// Whether this record tells of an ending that came while the order was in hand here.
+    pub(super) fn is_news(&mut self, row: Option<&OrderRow>) -> bool {
+        let ended = row.and_then(|row| match row.state {
+            OrderState::Ended(_, at) => Some(at),
+            OrderState::Waiting | OrderState::Sent => None,
+        });
+        let first = *self.first_seen.get_or_insert(ended);
+        ended.is_some() && ended != first
+    }
+
     pub(super) fn row(&self, state: OrderState) -> OrderRow {
         OrderRow {
             lane: self.lane,
@@ -134,6 +154,7 @@ impl Order {
             attempts: self.tries.attempts,
             spent: self.tries.spent,
             since: self.since,
+            fence: self.fence.unwrap_or_default(),
         }
     }
 
@@ -187,7 +208,7 @@ impl Open {
             .enumerate()
             .filter_map(|(place, (_, stage))| match stage {
                 Stage::Open(order) => Some((*order, place)),
-                Stage::Recording(_)
+                Stage::Recording(..)
                 | Stage::Decided(_)
                 | Stage::Telling(_)
                 | Stage::Untold(_)

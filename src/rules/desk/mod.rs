@@ -26,12 +26,13 @@ mod action;
 mod arrive;
 mod calls;
 mod hand;
+mod lease;
 mod poison;
 mod record;
 mod sweep;
 mod telling;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use super::lane::{Lane, LaneReport, OrderKey};
@@ -42,8 +43,8 @@ use super::time::{Mono, Now};
 use hand::{AfterRecord, Open, Order};
 
 pub use action::{
-    Action, CallId, Claim, Claimed, CommandKey, Event, Fate, Finished, LaneId, Note, OrderRow,
-    OrderState, Parking, Record, RecordId, ResultRow, SendList, Telling, Ticket,
+    Action, CallId, Claim, Claimed, CommandKey, Event, Fate, Fence, Finished, Holding, LaneId,
+    Note, OrderRow, OrderState, Parking, Record, RecordId, ResultRow, SendList, Telling, Ticket,
 };
 
 /// How the desk does its work.
@@ -111,6 +112,10 @@ pub struct Desk {
     by_id: HashMap<(LaneId, CommandId), Vec<CommandKey>>,
     orders: HashMap<OrderKey, Order>,
     by_number: HashMap<(LaneId, OrderNo), OrderKey>,
+    /// Orders that another worker has, by the time to ask again.
+    elsewhere: BTreeSet<(Mono, OrderKey)>,
+    /// Orders that have left since the last turn.
+    released: BTreeMap<(LaneId, OrderNo), Fence>,
     /// Lanes hold orders that have left.
     lanes_are_stale: bool,
     calls: HashMap<CallId, (LaneId, Vec<OrderKey>)>,
@@ -147,6 +152,8 @@ impl Desk {
             by_id: HashMap::new(),
             orders: HashMap::new(),
             by_number: HashMap::new(),
+            elsewhere: BTreeSet::new(),
+            released: BTreeMap::new(),
             lanes_are_stale: false,
             calls: HashMap::new(),
             records: HashMap::new(),
@@ -174,11 +181,19 @@ impl Desk {
         // that it is.
         self.flush_draft();
         if !self.draining {
+            self.ask_again(now.mono);
             for lane in 0..self.lanes.len() {
                 self.plan(now, LaneId(lane));
             }
         }
         self.flush_draft();
+        // After the records of how they ended.
+        if !self.released.is_empty() {
+            let released = std::mem::take(&mut self.released);
+            let released = released.into_iter();
+            let released = released.map(|((lane, order_no), fence)| (lane, order_no, fence));
+            self.actions.push(Action::Release(released.collect()));
+        }
         std::mem::take(&mut self.actions)
     }
 

@@ -70,7 +70,7 @@ impl Desk {
             };
             match order.phase {
                 // Of another command; its end is this one's too.
-                Phase::Claiming | Phase::InCall | Phase::Ending => {}
+                Phase::Claiming | Phase::Elsewhere | Phase::InCall | Phase::Ending => {}
                 Phase::Waiting | Phase::Doubtful => {
                     let ending = order.given_up();
                     self.retire(now, order_key, key, ending);
@@ -99,11 +99,11 @@ impl Desk {
         let waits = |stage: &Stage| match stage {
             Stage::Open(order) => self.orders.get(order).is_none_or(|order| {
                 let idle = matches!(order.phase, Phase::Waiting | Phase::Doubtful);
-                idle && self.lanes[order.lane.0].is_blocked(now)
+                order.phase == Phase::Elsewhere || idle && self.lanes[order.lane.0].is_blocked(now)
             }),
             Stage::Untold(_) | Stage::Confirmed => true,
             Stage::Decided(_) => command.ticket.is_none(),
-            Stage::Recording(_) | Stage::Telling(_) => false,
+            Stage::Recording(..) | Stage::Telling(_) => false,
         };
         let parking = command.park == Park::Parking
             || command.park == Park::Needed && !command.undelivered.contains(&None);

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::Desk;
-use super::action::{Action, CommandKey, OrderState, Record, RecordId, ResultRow};
+use super::action::{Action, CommandKey, Fence, LaneId, OrderState, Record, RecordId, ResultRow};
 use super::hand::{Open, Phase, Stage, Told};
+use super::lease::is_lost;
 use crate::rules::lane::OrderKey;
-use crate::rules::order::Ending;
+use crate::rules::order::{Ending, OrderNo};
 use crate::rules::time::Now;
 
 impl Desk {
@@ -33,11 +34,12 @@ impl Desk {
             return;
         };
         order.phase = Phase::Ending;
+        let fence = order.fence;
         let commands = &self.commands;
         let is_claimed = |w: &mut (CommandKey, usize)| commands.get(&w.0).is_none_or(|c| c.claimed);
         let claimed: Vec<(CommandKey, usize)> = order.waiters.extract_if(.., is_claimed).collect();
         for (command, place) in claimed {
-            self.draft_result(command, place, &told);
+            self.draft_result(command, place, &told, fence);
         }
         self.draft.2.ended.push((key, told));
     }
@@ -59,6 +61,7 @@ impl Desk {
             .filter(|(waiter, _)| self.commands.get(waiter).is_some_and(is_same))
             .copied()
             .collect();
+        let fence = order.fence;
         let told = Told {
             ending,
             attempts: order.tries.attempts,
@@ -71,11 +74,17 @@ impl Desk {
         }
         for (twin, place) in twins {
             self.detach(key, twin, place);
-            self.draft_result(twin, place, &told);
+            self.draft_result(twin, place, &told, fence);
         }
     }
 
-    pub(super) fn draft_result(&mut self, key: CommandKey, place: usize, told: &Told) {
+    pub(super) fn draft_result(
+        &mut self,
+        key: CommandKey,
+        place: usize,
+        told: &Told,
+        fence: Option<Fence>,
+    ) {
         let Some(command) = self.commands.get_mut(&key) else {
             return;
         };
@@ -83,7 +92,7 @@ impl Desk {
             return;
         };
         let (shown, stage) = &mut command.entries[place];
-        *stage = Stage::Recording(told.clone());
+        *stage = Stage::Recording(told.clone(), fence);
         self.draft.1.push(ResultRow {
             lane,
             command_id: command.envelope.command_id.clone(),
@@ -92,6 +101,7 @@ impl Desk {
             ending: told.ending.clone(),
             attempts: told.attempts,
             occurred_at: told.occurred_at,
+            fence,
         });
         self.draft.2.entries.push((key, place));
     }
@@ -114,8 +124,10 @@ impl Desk {
         }));
     }
 
-    /// The record is durable.
-    pub fn recorded(&mut self, id: RecordId) {
+    /// The record is durable, except what it holds of the orders that are `lost`: this worker's
+    /// lease was over, and another worker may have them. Theirs is not recorded and never told; the
+    /// ledger is asked again.
+    pub fn recorded(&mut self, id: RecordId, lost: &[(LaneId, OrderNo)]) {
         let Some(after) = self.records.remove(&id) else {
             debug_assert!(false, "a record that nobody made");
             return;
@@ -124,10 +136,13 @@ impl Desk {
             self.actions.push(Action::Return(ticket));
         }
         let mut touched = Vec::with_capacity(after.entries.len());
+        let mut anew = Vec::new();
         for (key, place) in after.entries {
-            if let Some(command) = self.commands.get_mut(&key) {
+            if self.is_lost_entry(key, place, lost) {
+                anew.extend(self.reopen(key, place));
+            } else if let Some(command) = self.commands.get_mut(&key) {
                 let stage = &mut command.entries[place].1;
-                if let Stage::Recording(told) = stage {
+                if let Stage::Recording(told, _) = stage {
                     *stage = Stage::Decided(told.clone());
                 }
                 touched.push(key);
@@ -139,6 +154,10 @@ impl Desk {
             let Some(order) = self.orders.get_mut(&key) else {
                 continue;
             };
+            if is_lost(lost, order.lane, order.order_no.as_str()) {
+                anew.push(key);
+                continue;
+            }
             // They came while the ending was on its way to the ledger; it is theirs too.
             let mut joined = order.waiters.iter();
             if order.waiters.is_empty() {
@@ -149,5 +168,6 @@ impl Desk {
                 order.ended = Some(told);
             }
         }
+        self.ask_anew(anew);
     }
 }

@@ -42,7 +42,7 @@ impl Desk {
                 continue;
             };
             let ending = match order.phase {
-                Phase::Claiming | Phase::InCall | Phase::Ending => continue,
+                Phase::Claiming | Phase::Elsewhere | Phase::InCall | Phase::Ending => continue,
                 Phase::Waiting if late => order.too_late(),
                 Phase::Waiting | Phase::Doubtful if too_old => order.too_old(),
                 Phase::Waiting | Phase::Doubtful => continue,
@@ -59,7 +59,7 @@ impl Desk {
         };
         let on_its_way = command.park == Park::Parking
             || command.entries.iter().any(|(_, stage)| match stage {
-                Stage::Recording(_) | Stage::Telling(_) => true,
+                Stage::Recording(..) | Stage::Telling(_) => true,
                 Stage::Open(order) => self.orders.get(order).is_some_and(|o| {
                     matches!(o.phase, Phase::Claiming | Phase::InCall | Phase::Ending)
                 }),
@@ -89,7 +89,7 @@ impl Desk {
         let Some(order) = self.orders.get_mut(&key) else {
             return;
         };
-        if order.on_record != OnRecord::NothingOpen {
+        if order.on_record != OnRecord::NothingOpen || order.fence.is_none() {
             return;
         }
         order.since = order.since.min(since);
@@ -126,9 +126,11 @@ impl Desk {
         if self.draining {
             return None;
         }
-        self.lanes
-            .iter_mut()
+        let ask_again = self.elsewhere.first().map(|(at, _)| *at);
+        let lanes = self.lanes.iter_mut();
+        lanes
             .filter_map(|lane| lane.wake_at(now))
+            .chain(ask_again)
             .min()
     }
 

@@ -232,7 +232,7 @@ impl Desk {
                 let is_over = c.orphaned_at.is_some_and(|at| now.since(at) >= kept);
                 is_over
                     && c.entries.iter().all(|(_, stage)| match stage {
-                        Stage::Open(_) | Stage::Recording(_) => false,
+                        Stage::Open(_) | Stage::Recording(..) => false,
                         Stage::Decided(_)
                         | Stage::Telling(_)
                         | Stage::Untold(_)
