@@ -545,7 +545,8 @@ impl<'a> World<'a> {
                 let worker = &self.workers[at];
                 if !worker.frozen && worker.desk.intake() == Intake::Open {
                     arrivals.push((at, Move::Deliver(message)));
-                    if self.left.faults > 0 && !self.calm {
+                    let again = m.place == Place::Queued { redelivered: true };
+                    if again && self.left.faults > 0 && !self.calm {
                         arrivals.push((at, Move::GiveUp(message)));
                     }
                 }
