@@ -286,12 +286,12 @@ async fn an_order_number_of_any_characters_is_told_as_it_came() {
     let _worker = scene.worker().await;
     let body = json!({"order_no_list": [
         "\u{202e}QC1\u{202c}", "QC\u{200f}2", "\u{feff}QC3", "QC\u{0}4", "QC\u{85}5", "单据-6",
-        "e\u{301}7", "\u{1f600}8",
+        "e\u{301}7", "\u{1f600}8", null, "null",
     ]});
     // Half of a surrogate pair, which JSON can write and nothing else can hold.
     let body = body.to_string().replacen('[', r#"["\ud800-9", "#, 1);
     amqp.send(&Command::raw(body).id("odd")).await;
-    let events = results.collect(9, SOON).await;
+    let events = results.collect(11, SOON).await;
     let told: BTreeMap<u64, (&str, &str, &str)> = events
         .iter()
         .map(|e| {
@@ -302,7 +302,9 @@ async fn an_order_number_of_any_characters_is_told_as_it_came() {
     let cancelled = |order| (order, "cancelled", "");
     let invalid = |order| (order, "rejected", "invalid_order_no");
     let expected = [
-        invalid(r#""\ud800-9", which holds half a character"#),
+        invalid(
+            r#""\ud800-9", which holds half a character instead of a string of 1 to 40 characters"#,
+        ),
         cancelled("\u{202e}QC1\u{202c}"),
         cancelled("QC\u{200f}2"),
         cancelled("\u{feff}QC3"),
@@ -311,6 +313,8 @@ async fn an_order_number_of_any_characters_is_told_as_it_came() {
         cancelled("单据-6"),
         cancelled("e\u{301}7"),
         cancelled("\u{1f600}8"),
+        invalid("null instead of a string of 1 to 40 characters"),
+        cancelled("null"),
     ];
     assert_eq!(told.into_values().collect::<Vec<_>>(), expected);
     scene.queue_is_empty().await;

@@ -112,11 +112,11 @@ proptest! {
     fn every_number_that_is_listed_has_one_entry_in_its_place(list in listed()) {
         let command = accepted(list.clone());
         let shown: Vec<&str> = command.entries.iter().map(Entry::shown).collect();
-        let mut first: Vec<&str> = Vec::new();
+        let mut first: Vec<String> = Vec::new();
         for entry in &list {
             let text = match entry {
-                Ok(text) => text.trim(),
-                Err(found) => found,
+                Ok(text) => text.trim().to_owned(),
+                Err(found) => format!("{found} instead of a string of 1 to 40 characters"),
             };
             if !first.contains(&text) {
                 first.push(text);

@@ -303,8 +303,12 @@ fn entries(listed: &[Result<String, String>]) -> Vec<Entry> {
                 // In full: two that differ only far behind are two, with an event each.
                 Err(error) => invalid(text.trim(), error.to_string()),
             },
+            // Longer than any order number, so that it is never taken for one: `null` is not `"null"`.
             Err(found) => invalid(
-                &shorten(found),
+                &format!(
+                    "{} instead of a string of 1 to {ORDER_NO_MAX_CHARS} characters",
+                    shorten(found)
+                ),
                 format!(
                     "is {}; expected a string of 1 to {ORDER_NO_MAX_CHARS} characters",
                     shorten(found)
@@ -429,6 +433,26 @@ mod tests {
                 "! order_no_list[8] has 101 characters; an order number has 1 to 40",
             ]
         );
+    }
+
+    #[test]
+    fn what_is_no_string_is_never_taken_for_an_order_of_that_name() {
+        for (found, number) in [("null", "null"), ("the number 7", "the number 7"), ("", "")] {
+            let command = accepted(RawCommand {
+                order_no_list: vec![Err(found.into()), Ok(number.into()), Ok("A".into())],
+                ..RawCommand::default()
+            });
+            assert_eq!(command.entries.len(), 3, "{:?}", command.entries);
+            let orders: Vec<_> = command
+                .entries
+                .iter()
+                .filter(|entry| matches!(entry, Entry::Order(_)))
+                .map(Entry::shown)
+                .collect();
+            let expected = [number, "A"];
+            assert_eq!(orders, expected[usize::from(number.is_empty())..]);
+            assert!(OrderNo::new(command.entries[0].shown()).is_err());
+        }
     }
 
     #[test]
