@@ -2,6 +2,8 @@
 # Runs all tests on a machine that has nothing but Rust: installs RabbitMQ and a C compiler when
 # they are missing, then `cargo test`. Arguments are passed on to it. The tests start brokers of
 # their own and end them; a broker that runs here already is not touched.
+#
+# WDT_TEST_KILLS=50 makes the random kills fewer; without it there are 200, which take some minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . deploy/lib-broker.sh
@@ -10,5 +12,30 @@ need_rust
 need_c_compiler
 install_broker
 
-say "running the tests: cargo test --locked $*"
-exec cargo test --locked "$@"
+if [ $# -gt 0 ]; then
+  say "running the tests: cargo test --locked $*"
+  exec cargo test --locked "$@"
+fi
+
+say 'building the tests'
+cargo test --locked --no-run
+# Most tests wait most of the time, and these the longest, so they run beside the others.
+log=$(mktemp)
+others=()
+beside=(kill model)
+for test in tests/*.rs tests/*/main.rs; do
+  name=${test#tests/}
+  name=${name%/main.rs}
+  name=${name%.rs}
+  case " ${beside[*]} " in *" $name "*) ;; *) others+=(--test "$name") ;; esac
+done
+say "running the tests: ${beside[*]}, and beside them all others"
+cargo test --locked --test kill --test model -- --nocapture >"$log" 2>&1 &
+pid=$!
+trap 'kill "$pid" 2>/dev/null; rm -f "$log"' EXIT
+status=0
+cargo test --locked --lib --bins "${others[@]}" || status=$?
+cargo test --locked --doc || status=$?
+wait "$pid" || status=$?
+cat "$log"
+exit "$status"

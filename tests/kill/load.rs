@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use super::binary::killable;
 use super::book::{Book, Call, Fate, noise, too_many};
-use super::plan::{ACCOUNTS, Plan, Sent};
+use super::plan::{self, ACCOUNTS, Plan, Sent};
 use super::record::Record;
 use super::support::amqp::{Amqp, COMMANDS, Command, DEAD, Inbox};
 use super::support::broker::{Queue, Vhost};
@@ -21,7 +21,6 @@ use super::support::scene::LATER;
 use super::support::worker::{Setup, Worker};
 use super::told::Told;
 
-const KILLS: usize = 200;
 /// Once in so many runs the worker is told to stop and not killed, as when it is deployed. After
 /// three deaths in a row it handles redelivered commands one at a time, so both manners are met.
 const STOP_EVERY: usize = 8;
@@ -50,11 +49,11 @@ pub async fn random_kills() {
     let began = Instant::now();
     let mut left = plan.commands.as_slice();
     let mut deaths: BTreeMap<&str, usize> = BTreeMap::new();
-    let (mut kills, mut stops) = (0, 0);
-    while kills < KILLS {
+    let (all, mut kills, mut stops) = (plan::kills(), 0, 0);
+    while kills < all {
         let mut worker = stage.start();
         if rng.u8(..100) >= QUIET_RUNS && stage.told.open() < BACKLOG_MAX {
-            let busy_runs = ((KILLS - kills) * (100 - usize::from(QUIET_RUNS))).div_ceil(100);
+            let busy_runs = ((all - kills) * (100 - usize::from(QUIET_RUNS))).div_ceil(100);
             let (now, later) = left.split_at(left.len().div_ceil(busy_runs));
             left = later;
             stage.publish(now).await;
@@ -91,10 +90,10 @@ pub async fn random_kills() {
     println!("events: {:?}", stage.told.figures());
     stage.no_law_is_broken();
     assert!(
-        counts.lost > KILLS && counts.not_done > KILLS,
+        counts.lost > all && counts.not_done > all,
         "the gateway was not lossy enough"
     );
-    assert!(counts.left_sent > KILLS, "too few kills met a call");
+    assert!(counts.left_sent > all, "too few kills met a call");
 }
 
 /// A worker's surroundings.

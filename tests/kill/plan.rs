@@ -5,8 +5,19 @@ use std::fmt;
 use super::support::amqp::Command;
 use super::support::orders::Orders;
 
-/// Orders, each in a command of its own at first.
-pub const ORDERS: usize = 20_000;
+/// Orders for each kill.
+const ORDERS_PER_KILL: usize = 100;
+
+/// How many kills, 200 unless `WDT_TEST_KILLS` says otherwise.
+pub fn kills() -> usize {
+    let given = std::env::var("WDT_TEST_KILLS").ok();
+    given.map_or(200, |kills| kills.parse().expect("WDT_TEST_KILLS is a number"))
+}
+
+/// How many orders for them.
+pub fn orders() -> usize {
+    kills() * ORDERS_PER_KILL
+}
 pub const ACCOUNTS: [&str; 4] = ["default", "east", "north", "west"];
 /// Of a hundred commands, so many are followed by a repetition.
 const REPEATED: u8 = 25;
@@ -101,14 +112,14 @@ impl Plan {
             others: 0,
         };
         let mut number = 0;
-        while number < ORDERS {
+        while number < orders() {
             let size = match rng.u8(..100) {
                 0..60 => 1,
                 60..85 => rng.usize(2..6),
                 85..99 => rng.usize(6..21),
                 _ => rng.usize(21..61),
             }
-            .min(ORDERS - number);
+            .min(orders() - number);
             let is_late = rng.u8(..100) == 0;
             let numbers = (number..number + size).map(|n| {
                 let letter = match rng.u16(..1000) {
@@ -170,7 +181,8 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{ORDERS} orders in {} commands, {} of them a command again, {} the orders of another",
+            "{} orders in {} commands, {} of them a command again, {} the orders of another",
+            orders(),
             self.commands.len(),
             self.same,
             self.others
