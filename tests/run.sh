@@ -19,23 +19,24 @@ fi
 
 say 'building the tests'
 cargo test --locked --no-run
-# Most tests wait most of the time, and these the longest, so they run beside the others.
-log=$(mktemp)
+# Most tests wait most of the time, so these run beside the others: one build and the long waits.
+beside=(kill model cluster broker_lines)
 others=()
-beside=(kill model)
 for test in tests/*.rs tests/*/main.rs; do
   name=${test#tests/}
   name=${name%/main.rs}
   name=${name%.rs}
   case " ${beside[*]} " in *" $name "*) ;; *) others+=(--test "$name") ;; esac
 done
+log=$(mktemp)
 say "running the tests: ${beside[*]}, and beside them all others"
-cargo test --locked --test kill --test model -- --nocapture >"$log" 2>&1 &
+cargo test --locked --no-fail-fast "${beside[@]/#/--test=}" -- --nocapture >"$log" 2>&1 &
 pid=$!
 trap 'kill "$pid" 2>/dev/null; rm -f "$log"' EXIT
 status=0
-cargo test --locked --lib --bins "${others[@]}" || status=$?
+cargo test --locked --no-fail-fast --lib --bins "${others[@]}" || status=$?
 cargo test --locked --doc || status=$?
 wait "$pid" || status=$?
+say "${beside[*]}:"
 cat "$log"
-exit "$status"
+[ "$status" -eq 0 ] || die 'a test failed; see above'
