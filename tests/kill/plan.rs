@@ -11,7 +11,9 @@ const ORDERS_PER_KILL: usize = 100;
 /// How many kills, 200 unless `WDT_TEST_KILLS` says otherwise.
 pub fn kills() -> usize {
     let given = std::env::var("WDT_TEST_KILLS").ok();
-    given.map_or(200, |kills| kills.parse().expect("WDT_TEST_KILLS is a number"))
+    given.map_or(200, |kills| {
+        kills.parse().expect("WDT_TEST_KILLS is a number")
+    })
 }
 
 /// How many orders for them.
