@@ -17,7 +17,7 @@ pub fn kills() -> usize {
 }
 
 /// How many orders for them.
-pub fn orders() -> usize {
+pub fn all_orders() -> usize {
     kills() * ORDERS_PER_KILL
 }
 pub const ACCOUNTS: [&str; 4] = ["default", "east", "north", "west"];
@@ -114,14 +114,14 @@ impl Plan {
             others: 0,
         };
         let mut number = 0;
-        while number < orders() {
+        while number < all_orders() {
             let size = match rng.u8(..100) {
                 0..60 => 1,
                 60..85 => rng.usize(2..6),
                 85..99 => rng.usize(6..21),
                 _ => rng.usize(21..61),
             }
-            .min(orders() - number);
+            .min(all_orders() - number);
             let is_late = rng.u8(..100) == 0;
             let numbers = (number..number + size).map(|n| {
                 let letter = match rng.u16(..1000) {
@@ -184,7 +184,7 @@ impl fmt::Display for Plan {
         write!(
             f,
             "{} orders in {} commands, {} of them a command again, {} the orders of another",
-            orders(),
+            all_orders(),
             self.commands.len(),
             self.same,
             self.others
