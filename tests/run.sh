@@ -19,24 +19,32 @@ fi
 
 say 'building the tests'
 cargo test --locked --no-run
-# Most tests wait most of the time, so these run beside the others: one build and the long waits.
-beside=(kill model cluster broker_lines)
+# Most tests wait most of the time, so these run beside the others: a build, and long waits.
+beside=('kill model' 'broker_lines cluster')
 others=()
 for test in tests/*.rs tests/*/main.rs; do
   name=${test#tests/}
   name=${name%/main.rs}
   name=${name%.rs}
-  case " ${beside[*]} " in *" $name "*) ;; *) others+=(--test "$name") ;; esac
+  case " ${beside[*]} " in *" $name "*) ;; *) others+=("--test=$name") ;; esac
 done
-log=$(mktemp)
-say "running the tests: ${beside[*]}, and beside them all others"
-cargo test --locked --no-fail-fast "${beside[@]/#/--test=}" -- --nocapture >"$log" 2>&1 &
-pid=$!
-trap 'kill "$pid" 2>/dev/null; rm -f "$log"' EXIT
+logs=$(mktemp -d)
+pids=()
+trap '[ ${#pids[@]} -eq 0 ] || kill "${pids[@]}" 2>/dev/null; rm -rf "$logs"' EXIT
+for names in "${beside[@]}"; do
+  say "running the tests beside the others: $names"
+  read -r -a tests <<<"$names"
+  cargo test --locked --no-fail-fast "${tests[@]/#/--test=}" -- --nocapture >"$logs/$names" 2>&1 &
+  pids+=($!)
+done
+say 'running all other tests'
 status=0
 cargo test --locked --no-fail-fast --lib --bins "${others[@]}" || status=$?
 cargo test --locked --doc || status=$?
-wait "$pid" || status=$?
-say "${beside[*]}:"
-cat "$log"
+for i in "${!pids[@]}"; do
+  wait "${pids[i]}" || status=$?
+  say "${beside[i]}:"
+  cat "$logs/${beside[i]}"
+done
+pids=()
 [ "$status" -eq 0 ] || die 'a test failed; see above'
