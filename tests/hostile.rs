@@ -20,7 +20,7 @@ use support::worker::Worker;
 const MIB: usize = 1024 * 1024;
 /// What is promised, in MiB: 32 for commands in hand and as much for their copies on the way, two
 /// long answers, and what the worker takes at rest, in a build without optimization.
-const MEMORY_MAX: usize = 160;
+const MEMORY_MAX: usize = 224;
 /// `api.timeout` where the gateway gives no end.
 const SHORT: &str = "3s";
 /// The longest answer that is read, and what two sockets hold between them.
