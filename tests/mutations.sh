@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Breaks the rules on purpose, one law at a time, and shows which tests notice.
 #
-#   tests/mutations.sh             every patch in tests/mutations (some 15 minutes on two cores)
+#   tests/mutations.sh             every patch in tests/mutations (most of an hour)
 #   tests/mutations.sh NAME…       these only
 #   tests/mutations.sh --check     only that each patch still applies (a second)
 #
