@@ -20,7 +20,7 @@ fi
 say 'building the tests'
 cargo test --locked --no-run
 # Most tests wait most of the time, so these run beside the others: a build, and long waits.
-beside=('kill model' 'broker_lines cluster')
+beside=('kill model broker_lines cluster')
 others=()
 for test in tests/*.rs tests/*/main.rs; do
   name=${test#tests/}
