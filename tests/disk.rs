@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use support::amqp::{COMMANDS, Inbox};
+use support::chance::chance;
 use support::disk::{
     beside, count, inside, ledger_of, may_mount, own_mount, read, red_ledger, refuses_to_start, run,
 };
@@ -271,12 +272,7 @@ async fn a_damaged_ledger_is_not_started_with() {
     assert!(size >= 6 * 4096, "a few pages: {size}");
     let calls = scene.gateway.requests().len();
 
-    let seed = std::env::var("WDT_TEST_SEED")
-        .ok()
-        .and_then(|s| s.parse().ok());
-    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-    eprintln!("WDT_TEST_SEED={seed}");
-    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut rng = chance();
     let page = |rng: &mut fastrand::Rng| rng.u64(1..size / 4096) * 4096;
     let cut = |path: &Path, size| {
         let file = std::fs::File::options().write(true).open(path).unwrap();

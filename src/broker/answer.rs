@@ -299,20 +299,19 @@ pub(super) async fn settle(
             }
         }))
         .await;
-        for settled in done {
-            // `false` means that nothing was acknowledged.
-            if !settled? {
-                return Err(SessionError::NotAcknowledged);
-            }
-        }
+        all_settled(done)?;
     }
 }
 
 /// Gives deliveries back to the queue that were never handed on.
 pub(super) async fn give_back(deliveries: Vec<Acker>) -> Result<(), SessionError> {
-    let returned = join_all(deliveries.iter().map(|delivery| delivery.nack(requeue()))).await;
-    for returned in returned {
-        if !returned? {
+    all_settled(join_all(deliveries.iter().map(|delivery| delivery.nack(requeue()))).await)
+}
+
+fn all_settled(answers: Vec<lapin::Result<bool>>) -> Result<(), SessionError> {
+    for settled in answers {
+        // `false` means that nothing was acknowledged.
+        if !settled? {
             return Err(SessionError::NotAcknowledged);
         }
     }

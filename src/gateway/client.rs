@@ -454,8 +454,8 @@ fn without(hidden: &[String], body: Vec<u8>) -> Vec<u8> {
         Ok(text) => text,
         Err(error) => return error.into_bytes(),
     };
+    let mut lower = text.to_ascii_lowercase();
     for secret in hidden {
-        let lower = text.to_ascii_lowercase();
         let mut kept = 0;
         let mut clean = String::new();
         for (at, _) in lower.match_indices(secret.as_str()) {
@@ -466,6 +466,7 @@ fn without(hidden: &[String], body: Vec<u8>) -> Vec<u8> {
         if kept > 0 {
             clean.push_str(&text[kept..]);
             text = clean;
+            lower = text.to_ascii_lowercase();
         }
     }
     text.into_bytes()

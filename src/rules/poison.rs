@@ -130,11 +130,6 @@ impl Gate {
         self.careful = false;
     }
 
-    /// Deliveries that are not opened yet.
-    pub fn unopened(&self) -> usize {
-        self.suspects.len() + self.others.len()
-    }
-
     /// A delivery, the `given_out`-th of its command. Whether it is to be opened at once; otherwise
     /// it waits here.
     #[must_use]
@@ -371,7 +366,7 @@ mod tests {
             [Step::Mark(POISON)]
         );
         assert_eq!(gate.session_lost(), None);
-        assert_eq!(gate.unopened(), 0);
+        assert_eq!(gate.give_back(at(1), Duration::ZERO), []);
         assert_eq!(gate.marked(at(1)), Some(Step::Over(POISON, false)));
         suspect(&mut gate, 3, POISON);
         assert_eq!(

@@ -4,8 +4,8 @@
 //! The broker bounds what it sends by count only: a window of two thousand may be two thousand of a
 //! hundred bytes, or of a mebibyte each. So what is in hand is weighed. What comes when that is too
 //! much goes back, and the next window is as wide as half of what was held then. A window begins
-//! narrow, and doubles each time a whole one turns out light. A command that alone is too heavy is taken when nothing
-//! else is in hand, for it has to be answered, too.
+//! narrow, and doubles each time a whole one turns out light. A command that alone is too heavy is
+//! taken when nothing else is in hand, for it has to be answered, too.
 
 /// What to do with a delivery that has just come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

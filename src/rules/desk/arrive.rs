@@ -138,21 +138,10 @@ impl Desk {
         self.commands.insert(
             key,
             Open {
-                ticket: Some(ticket),
-                orphaned_at: None,
                 lane: rejection
                     .account
                     .and_then(|a| self.lane_ids.get(&a).copied()),
                 account: rejection.account_shown,
-                envelope: rejection.envelope,
-                fingerprint: None,
-                deadline: None,
-                arrived: now.mono,
-                since: now.wall,
-                redelivered: false,
-                claimed: true,
-                repeats: BTreeSet::new(),
-                undelivered: BTreeSet::new(),
                 unconfirmed: entries.len(),
                 entries,
                 park: if unreadable {
@@ -161,7 +150,7 @@ impl Desk {
                     Park::NotNeeded
                 },
                 unreadable,
-                given_up: false,
+                ..Open::decided(now, ticket, rejection.envelope)
             },
         );
         self.tell_decided([key].into_iter());

@@ -193,6 +193,30 @@ impl Order {
 }
 
 impl Open {
+    /// A command of which nothing is asked: what it is told is decided, and needs no record.
+    pub(super) fn decided(now: Now, ticket: Ticket, envelope: Arc<Envelope>) -> Self {
+        Self {
+            ticket: Some(ticket),
+            orphaned_at: None,
+            lane: None,
+            account: "_".into(),
+            envelope,
+            fingerprint: None,
+            deadline: None,
+            arrived: now.mono,
+            since: now.wall,
+            redelivered: false,
+            claimed: true,
+            repeats: BTreeSet::new(),
+            entries: Vec::new(),
+            undelivered: BTreeSet::new(),
+            unconfirmed: 0,
+            park: Park::NotNeeded,
+            unreadable: false,
+            given_up: false,
+        }
+    }
+
     /// Its id, where it is one of an account.
     pub(super) fn id(&self) -> Option<(LaneId, CommandId)> {
         Some((self.lane?, self.envelope.command_id.clone()))

@@ -1,6 +1,5 @@
 //! Commands with which the worker dies: how they end, and whether one that is on trial still moves.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Desk;
@@ -31,24 +30,10 @@ impl Desk {
         self.commands.insert(
             key,
             Open {
-                ticket: Some(ticket),
-                orphaned_at: None,
-                lane: None,
-                account: "_".into(),
-                envelope,
-                fingerprint: None,
-                deadline: None,
-                arrived: now.mono,
-                since: now.wall,
-                redelivered: true,
-                claimed: true,
-                repeats: BTreeSet::new(),
-                entries: Vec::new(),
-                undelivered: BTreeSet::new(),
-                unconfirmed: 0,
                 park: Park::Needed,
                 unreadable: true,
                 given_up: true,
+                ..Open::decided(now, ticket, envelope)
             },
         );
         self.tell_decided([key].into_iter());
