@@ -81,9 +81,8 @@ broker_installed() {
   fi
 }
 
-# Installs RabbitMQ when it is missing, and leaves no running system broker behind.
-install_broker() {
-  broker_installed && return
+# Installs a package whose service neither starts now nor with the machine.
+apt_install_stopped() { # PACKAGE SERVICE
   # The package starts its service when nothing forbids it. This file is Debian's way to forbid.
   local policy=/usr/sbin/policy-rc.d
   (
@@ -93,12 +92,17 @@ install_broker() {
       trap 'as_root rm -f "$policy"' EXIT
       trap 'exit 130' INT TERM HUP
     fi
-    apt_install rabbitmq-server
-    # Nor shall it start with the machine next time.
+    apt_install "$1"
     if command -v systemctl >/dev/null; then
-      as_root systemctl disable rabbitmq-server >/dev/null 2>&1 || true
+      as_root systemctl disable "$2" >/dev/null 2>&1 || true
     fi
-  ) || exit
+  )
+}
+
+# Installs RabbitMQ when it is missing, and leaves no running system broker behind.
+install_broker() {
+  broker_installed && return
+  apt_install_stopped rabbitmq-server rabbitmq-server || exit
   broker_installed || die 'RabbitMQ was installed, but its server is not where packages put it.'
 }
 

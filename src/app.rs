@@ -1,12 +1,11 @@
 //! The composition root: from settings to a running worker, and down again.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
-use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -17,7 +16,7 @@ use crate::broker::link::Link;
 use crate::config::{Config, LedgerUrl};
 use crate::gateway::client::{Client, Credentials, GatewayUrl, Http};
 use crate::gateway::sign::AppSecret;
-use crate::ledger::Ledger;
+use crate::ledger::{Done, Ledger, Opened, postgres};
 use crate::rules::delay::Delays;
 use crate::rules::desk::{AccountPolicy, Desk, Gap, Policy};
 use crate::rules::next::Retry;
@@ -55,12 +54,11 @@ pub async fn run(
     drain: Duration,
 ) -> anyhow::Result<Stopped> {
     let mut rng = fastrand::Rng::with_seed(seed);
-    let path = ledger_path(&config).map_err(anyhow::Error::msg)?;
     let names: Vec<AccountName> = config.accounts.keys().cloned().collect();
     let clients = clients(&config)?;
 
     let (done_tx, done) = unbounded_channel();
-    let opened = Ledger::open(path, names.clone(), config.ledger.retention, done_tx)?;
+    let opened = open_ledger(&config, done_tx).await?;
     let clock = Clock::start();
     let mut desk = Desk::new(policy(&config), &account_policies(&config), rng.fork());
     for (lane, ago) in opened.recent_calls {
@@ -94,7 +92,7 @@ pub async fn run(
                 config.admin.listen
             )
         })?;
-    info!(address = %admin.address, ledger = %path.display(), accounts = names.len(), "started");
+    info!(address = %admin.address, ledger = %shown(&config), accounts = names.len(), "started");
 
     let (events_tx, events) = unbounded_channel();
     let worker = Worker {
@@ -118,16 +116,30 @@ pub async fn run(
     stopped
 }
 
-/// The ledger's file.
-///
-/// # Errors
-/// When the settings ask for a ledger that this version does not have.
-pub fn ledger_path(config: &Config) -> Result<&Path, &'static str> {
+async fn open_ledger(config: &Config, done: UnboundedSender<Done>) -> anyhow::Result<Opened> {
+    let retention = config.ledger.retention;
+    Ok(match &config.ledger.url {
+        LedgerUrl::Path(path) => {
+            let names = config.accounts.keys().cloned().collect();
+            Ledger::open(path, names, retention, done)?
+        }
+        LedgerUrl::Postgres(url) => {
+            let settings = postgres::Settings {
+                url: url.expose().clone(),
+                accounts: account_policies(config),
+                timeout: config.api.timeout,
+                retention,
+            };
+            postgres::open(settings, done).await?
+        }
+    })
+}
+
+/// Where the ledger is, without a password.
+fn shown(config: &Config) -> String {
     match &config.ledger.url {
-        LedgerUrl::Path(path) => Ok(path),
-        LedgerUrl::Postgres(_) => Err(
-            "ledger.url: found a PostgreSQL URL; this version has the embedded ledger only, so a path would do",
-        ),
+        LedgerUrl::Path(path) => path.display().to_string(),
+        LedgerUrl::Postgres(url) => url.to_string(),
     }
 }
 

@@ -22,9 +22,9 @@ use crate::broker::link::{Link, LinkState};
 use crate::broker::{BrokerEvent, Delivered};
 use crate::gateway::client::{Client, Ended};
 use crate::gateway::wire::ServerTime;
-use crate::ledger::{self, Done, Ledger, Sent};
+use crate::ledger::{self, Done, Leave, Ledger, Sent};
 use crate::rules::admit::{self, House};
-use crate::rules::desk::{Action, CallId, Desk, Fate, LaneId, Note, Telling, Ticket};
+use crate::rules::desk::{Action, CallId, Desk, Fate, Intake, LaneId, Note, Telling, Ticket};
 use crate::rules::judge::{CallEnd, CancelLists, FoundOrder};
 use crate::rules::lane::{Method, Turn};
 use crate::rules::order::{AccountName, CommandId, OrderNo, Outcome};
@@ -81,8 +81,14 @@ impl House for Rules {
     }
 }
 
+/// A call without orders, until there is leave to make it.
+enum Asked {
+    LookUp(LaneId, OrderNo),
+    Probe(LaneId),
+}
+
 /// How a call ended, by its kind.
-enum CallDone {
+enum Answer {
     Cancel(LaneId, CallId, usize, Ended<CancelLists>),
     LookUp(LaneId, CallId, Ended<Vec<FoundOrder>>),
     Probe(LaneId, CallId, Ended<ServerTime>),
@@ -130,7 +136,9 @@ pub struct Worker {
 
 /// What the loop keeps for itself.
 struct Running {
-    calls: JoinSet<CallDone>,
+    calls: JoinSet<(Answer, Leave)>,
+    /// Calls for which the ledger is asked for leave.
+    asked: HashMap<CallId, Asked>,
     /// Deliveries that wait at the gate.
     unopened: HashMap<Ticket, Delivered>,
     /// This run counts as one that died, if it ends now.
@@ -151,6 +159,7 @@ impl Worker {
     ) -> anyhow::Result<Stopped> {
         let mut running = Running {
             calls: JoinSet::new(),
+            asked: HashMap::new(),
             unopened: HashMap::new(),
             counts: true,
             unroutable_since: None,
@@ -165,7 +174,7 @@ impl Worker {
             for action in self.desk.turn(now) {
                 self.act(&mut running, now, action);
             }
-            self.link.set_intake(self.desk.intake());
+            self.link.set_intake(self.intake());
             if drain_ends.is_some() && self.desk.is_idle() {
                 self.close().await;
                 return Ok(Stopped::Drained);
@@ -190,7 +199,10 @@ impl Worker {
                     }
                 }
                 Some(done) = running.calls.join_next() => match done {
-                    Ok(done) => self.answered(done),
+                    Ok((answer, leave)) => {
+                        self.ledger.call_ended(leave);
+                        self.answered(answer);
+                    }
                     Err(panic) => anyhow::bail!("a call's task failed: {panic}"),
                 },
                 error = self.link.failed() => {
@@ -225,12 +237,15 @@ impl Worker {
         fail_point!("drained");
         self.link.close().await;
         fail_point!("disconnected");
-        // Only a disk that hangs makes it wait.
-        if tokio::task::spawn_blocking(move || self.ledger.close())
-            .await
-            .is_err()
-        {
-            error!("the ledger did not close");
+        self.ledger.close().await;
+    }
+
+    /// Whether commands are to be taken from the queue. Those that could not be recorded are better
+    /// left there.
+    fn intake(&self) -> Intake {
+        match self.desk.intake() {
+            Intake::Open if self.ledger.is_away() => Intake::Paused,
+            intake => intake,
         }
     }
 
@@ -370,8 +385,13 @@ impl Worker {
                 self.take_steps(running, now, step);
             }
             Done::Sent(sent) => self.call(running, sent),
-            // The embedded ledger is this worker's alone, so no order is ever lost.
-            Done::Recorded(id) => self.desk.recorded(id, &[]),
+            Done::NotSent(call, lost) => self.desk.not_sent(call, &lost),
+            Done::Granted(call, leave) => self.granted(running, call, leave),
+            Done::NoPlace(call) => match running.asked.remove(&call) {
+                Some(_) => self.desk.not_asked(call),
+                None => self.desk.not_made(call),
+            },
+            Done::Recorded(id, lost) => self.desk.recorded(id, &lost),
         }
     }
 
@@ -380,27 +400,62 @@ impl Worker {
         let list = sent.list();
         let (lane, call) = (list.lane, list.call);
         let orders: Vec<OrderNo> = list.orders.iter().map(|row| row.order_no.clone()).collect();
+        let leave = sent.leave();
+        if !leave.is_in_time() {
+            // Nothing is lost yet, but the call might outlive the lease.
+            self.ledger.call_ended(leave);
+            return self.desk.not_sent(call, &[]);
+        }
         let client = Arc::clone(&self.clients[lane.0]);
         running.calls.spawn(async move {
             fail_point!("call");
             let ended = client.cancel(&orders).await;
             fail_point!("call-answered");
-            CallDone::Cancel(lane, call, orders.len(), ended)
+            (Answer::Cancel(lane, call, orders.len(), ended), leave)
         });
     }
 
-    fn answered(&mut self, done: CallDone) {
+    /// Makes a call that carries no orders.
+    fn granted(&mut self, running: &mut Running, call: CallId, leave: Leave) {
+        let Some(asked) = running.asked.remove(&call) else {
+            return self.ledger.call_ended(leave);
+        };
+        if !leave.is_in_time() {
+            self.ledger.call_ended(leave);
+            return self.desk.not_asked(call);
+        }
+        match asked {
+            Asked::LookUp(lane, order_no) => {
+                let client = Arc::clone(&self.clients[lane.0]);
+                running.calls.spawn(async move {
+                    fail_point!("look-up");
+                    let ended = client.look_up(&order_no).await;
+                    fail_point!("look-up-answered");
+                    (Answer::LookUp(lane, call, ended), leave)
+                });
+            }
+            Asked::Probe(lane) => {
+                let client = Arc::clone(&self.clients[lane.0]);
+                running.calls.spawn(async move {
+                    let ended = client.now().await;
+                    (Answer::Probe(lane, call, ended), leave)
+                });
+            }
+        }
+    }
+
+    fn answered(&mut self, answer: Answer) {
         let now = self.clock.now();
-        match done {
-            CallDone::Cancel(lane, call, orders, ended) => {
+        match answer {
+            Answer::Cancel(lane, call, orders, ended) => {
                 self.note_call(lane, Method::Cancel, orders, &ended);
                 self.desk.cancel_answered(now, call, &ended.end);
             }
-            CallDone::LookUp(lane, call, ended) => {
+            Answer::LookUp(lane, call, ended) => {
                 self.note_call(lane, Method::LookUp, 1, &ended);
                 self.desk.look_up_answered(now, call, &ended.end);
             }
-            CallDone::Probe(lane, call, ended) => {
+            Answer::Probe(lane, call, ended) => {
                 self.note_call(lane, Method::Probe, 0, &ended);
                 self.desk.probe_answered(now, call, &ended.end);
             }
@@ -415,21 +470,12 @@ impl Worker {
             Action::Send(list) => self.ledger.send(list, now.wall),
             Action::Record(record) => self.ledger.record(record),
             Action::LookUp(call, lane, order_no) => {
-                self.ledger.note_call(lane, now.wall);
-                let client = Arc::clone(&self.clients[lane.0]);
-                running.calls.spawn(async move {
-                    fail_point!("look-up");
-                    let ended = client.look_up(&order_no).await;
-                    fail_point!("look-up-answered");
-                    CallDone::LookUp(lane, call, ended)
-                });
+                running.asked.insert(call, Asked::LookUp(lane, order_no));
+                self.ledger.ask(call, lane, now.wall);
             }
             Action::Probe(call, lane) => {
-                self.ledger.note_call(lane, now.wall);
-                let client = Arc::clone(&self.clients[lane.0]);
-                running
-                    .calls
-                    .spawn(async move { CallDone::Probe(lane, call, client.now().await) });
+                running.asked.insert(call, Asked::Probe(lane));
+                self.ledger.ask(call, lane, now.wall);
             }
             Action::Tell(telling) => {
                 self.note_event(&telling);
@@ -440,8 +486,7 @@ impl Worker {
                 self.metrics.acknowledged(finished.was_parked());
                 self.link.settle(Settlement::Acknowledge(finished));
             }
-            // Nobody else waits for what the embedded ledger has.
-            Action::Release(_) => {}
+            Action::Release(orders) => self.ledger.release(orders),
             Action::Return(ticket) => self.link.settle(Settlement::Return(ticket)),
             Action::Note(lane, note) => self.note(lane, note),
         }
@@ -477,14 +522,18 @@ impl Worker {
                             "the gateway is down; probing"
                         );
                     }
-                    Turn::WasStopped => error!(
-                        account,
-                        cause = health.cause,
-                        remedy = health.remedy,
-                        "the account cannot be called; its orders wait"
-                    ),
+                    Turn::WasStopped => {
+                        self.ledger.careful(lane);
+                        error!(
+                            account,
+                            cause = health.cause,
+                            remedy = health.remedy,
+                            "the account cannot be called; its orders wait"
+                        );
+                    }
                     Turn::Recovered => info!(account, "the account can be called again"),
                     Turn::CoolsDown(time) => {
+                        self.ledger.quiet(lane, time);
                         warn!(
                             account,
                             seconds = time.as_secs(),
@@ -609,7 +658,7 @@ impl Worker {
             consuming: progress.is_consuming(),
             blocked: progress.blocked(),
             ready: progress.ready(),
-            intake: self.desk.intake(),
+            intake: self.intake(),
             undeliverable_since: running.unroutable_since,
             ledger,
             accounts: self.desk.reports(now.mono),

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Runs all tests on a machine that has nothing but Rust: installs RabbitMQ and a C compiler when
-# they are missing, then `cargo test`. Arguments are passed on to it. The tests start brokers of
-# their own and end them; a broker that runs here already is not touched.
+# Runs all tests on a machine that has nothing but Rust: installs RabbitMQ, PostgreSQL and a C compiler
+# when they are missing, then `cargo test`. Arguments are passed on to it. The tests start brokers and
+# databases of their own and end them; what runs here already is not touched.
 #
 # WDT_TEST_KILLS=50 makes the random kills fewer; without it there are 200, which take some minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . deploy/lib-broker.sh
+. deploy/lib-postgres.sh
 
 need_rust
 need_c_compiler
 install_broker
+install_postgres
 
 if [ $# -gt 0 ]; then
   say "running the tests: cargo test --locked $*"

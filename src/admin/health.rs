@@ -117,6 +117,12 @@ fn intake(snapshot: &Snapshot) -> Check {
             "the broker does not know our consumer yet",
             "it subscribes as soon as there is a session",
         ),
+        Intake::Paused if snapshot.ledger.is_some() => Check::failing(
+            "intake",
+            None,
+            "the ledger takes no writes, so commands stay in the broker",
+            "see the ledger's cause; intake goes on by itself",
+        ),
         Intake::Paused => Check::failing(
             "intake",
             None,

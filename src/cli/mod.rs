@@ -44,7 +44,7 @@ enum Command {
     Demo(demo::Args),
     /// Runs an emulator of the Wangdian gateway, to try things out.
     Sandbox(sandbox::Args),
-    /// Backs the ledger up, restores it, and looks into it.
+    /// Backs the ledger up, restores it, looks into it, and moves it to a database.
     #[command(subcommand)]
     Ledger(ledger::Args),
     /// Shows the settings in force and where each comes from.
@@ -127,7 +127,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Bind(args) => bind::run(args, broker(file)?).await,
         Command::Demo(args) => demo::run(args, broker(file)?).await,
         Command::Sandbox(args) => sandbox::run(args).await.map(|()| Exit::Done),
-        Command::Ledger(args) => ledger::run(args, &load(file)?.config),
+        Command::Ledger(args) => ledger::run(args, &load(file)?.config).await,
         Command::Config { json } => {
             config::run(&load(file)?, json, &mut std::io::stdout().lock())?;
             Ok(Exit::Done)

@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{Exit, Usage};
+use super::Exit;
 use crate::config::Config;
 use crate::worker::Stopped;
 use crate::{app, telemetry};
@@ -24,7 +24,6 @@ pub struct Args {
 /// # Errors
 /// When it cannot start or run.
 pub async fn run(args: Args, config: Config) -> anyhow::Result<Exit> {
-    app::ledger_path(&config).map_err(|what| Usage(what.to_owned()))?;
     let format = config
         .log
         .format

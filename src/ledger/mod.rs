@@ -1,10 +1,11 @@
 //! The ledger: what is durable. Orders' states and what each command was told outlive the process.
 //!
-//! Its verbs are few, so that another store can take the embedded one's place: *claim* (what is
-//! known of a command and its orders), *send* (these are being sent), *record* (these ended so) and
-//! *prune* (forget what is old).
+//! Its verbs are few, so that there can be two stores: *claim* (what is known of a command and its
+//! orders), *send* (these are being sent), *record* (these ended so), *release* (these are in hand no
+//! more) and *prune* (forget what is old). The *embedded* one is a file of one worker, the *shared*
+//! one ([`postgres`]) a database of many.
 //!
-//! One thread owns the store. Whatever has gathered while the last group was written makes the next
+//! One thread owns the embedded store. Whatever has gathered while the last group was written makes the next
 //! one: one transaction, one flush to the disk. Claims are answered first and see only what is
 //! durable. A write that fails is tried again until it succeeds or the worker stops; meanwhile
 //! nothing is sent and nothing is told, for both wait for their record. A ledger that turns out to be
@@ -12,6 +13,7 @@
 
 pub mod copy;
 mod open;
+pub mod postgres;
 mod runs;
 mod schema;
 mod sqlite;
@@ -26,8 +28,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use tracing::{error, info};
 
-use crate::rules::desk::{Claim, Claimed, LaneId, Record, RecordId, SendList};
-use crate::rules::order::AccountName;
+use crate::rules::desk::{CallId, Claim, Claimed, Fence, LaneId, Record, RecordId, SendList};
+use crate::rules::order::{AccountName, OrderNo};
 use crate::rules::poison::{Digest, Past};
 
 pub use open::OpenError;
@@ -48,13 +50,52 @@ const CALLS_KEPT: Duration = Duration::from_secs(70);
 /// A list whose sending is durably recorded: the leave to make the call. Only the ledger makes one.
 #[derive(Debug)]
 #[must_use]
-pub struct Sent(SendList);
+pub struct Sent {
+    list: SendList,
+    leave: Leave,
+}
 
 impl Sent {
     /// The list to be sent.
     pub fn list(&self) -> &SendList {
-        &self.0
+        &self.list
     }
+
+    /// The leave to make the call, and whether it may still be begun.
+    pub fn leave(self) -> Leave {
+        self.leave
+    }
+}
+
+/// The leave to make one call. Whoever has it gives its place back when the call has ended, or is
+/// not made: [`Ledger::call_ended`].
+#[derive(Debug)]
+#[must_use]
+pub struct Leave {
+    place: Option<Place>,
+    until: Option<postgres::Until>,
+}
+
+impl Leave {
+    /// Of a ledger that belongs to one worker, which counts its calls itself.
+    const FREE: Self = Self {
+        place: None,
+        until: None,
+    };
+
+    /// The call may still be begun: it will be over when this worker's lease is. Ask right before
+    /// the call.
+    pub fn is_in_time(&self) -> bool {
+        self.until.is_none_or(postgres::Until::is_ahead)
+    }
+}
+
+/// A call's place among those that an account's workers may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    id: i64,
+    /// It counts against the minute after it ended.
+    counts: bool,
 }
 
 /// What has become durable, or is known.
@@ -64,8 +105,14 @@ pub enum Done {
     Claimed(Claimed),
     /// This list may be sent.
     Sent(Sent),
-    /// This record is durable.
-    Recorded(RecordId),
+    /// This list is not recorded and not to be sent, because these of its orders are lost.
+    NotSent(CallId, Vec<(LaneId, OrderNo)>),
+    /// This look-up or probe may be made.
+    Granted(CallId, Leave),
+    /// No call could be made for a while; nothing is recorded of this one.
+    NoPlace(CallId),
+    /// This record is durable, except what it holds of these orders, which are lost.
+    Recorded(RecordId, Vec<(LaneId, OrderNo)>),
     /// The mark of a trial is durable.
     TrialBegun,
 }
@@ -100,6 +147,16 @@ struct Fault {
     is_final: bool,
 }
 
+/// What is wrong, for readiness and the log.
+#[derive(Debug)]
+struct Board {
+    health: watch::Sender<Health>,
+    /// What keeps the worker's requests from being done.
+    in_work: Option<Fault>,
+    /// What keeps the old from being forgotten.
+    in_tidying: Option<Fault>,
+}
+
 impl Fault {
     fn of(error: &rusqlite::Error) -> Self {
         let is_final = open::is_damage(error);
@@ -115,6 +172,15 @@ impl Fault {
         }
     }
 
+    /// Time or an operator may mend it.
+    fn passing(cause: String, remedy: &'static str) -> Self {
+        Self {
+            cause,
+            remedy,
+            is_final: false,
+        }
+    }
+
     fn not_in_place() -> Self {
         Self {
             cause: "the ledger's file was removed or replaced while in use".to_owned(),
@@ -124,12 +190,22 @@ impl Fault {
     }
 }
 
+#[derive(Debug)]
 enum Request {
     Claim(Claim),
     Send(SendList, Timestamp),
     Record(Record),
     /// A call that carries no orders counts against the minute all the same.
     Call(LaneId, Timestamp),
+    /// Leave is asked for such a call.
+    Ask(CallId, LaneId),
+    /// A call has ended.
+    Ended(Place),
+    Release(Vec<(LaneId, OrderNo, Fence)>),
+    /// The account is left alone for so long.
+    Quiet(LaneId, Duration),
+    /// The account cannot be called as things are.
+    Careful(LaneId),
     BeginRun(Timestamp),
     EndRun,
     BeginTrial(Digest, Timestamp),
@@ -147,14 +223,27 @@ pub struct Opened {
     pub past: Past,
 }
 
-/// The embedded ledger of one worker.
+/// The ledger, as the worker has it: whatever it is asked goes to whoever keeps the store.
 #[derive(Debug)]
 pub struct Ledger {
-    requests: Sender<Request>,
+    keeper: Hands,
     health: watch::Receiver<Health>,
     commits: watch::Receiver<Commits>,
     restored_at: Option<Timestamp>,
-    thread: JoinHandle<()>,
+}
+
+/// Who keeps the store.
+#[derive(Debug)]
+enum Hands {
+    /// A thread, for a file.
+    Embedded {
+        requests: Sender<Request>,
+        /// What is answered without asking.
+        done: UnboundedSender<Done>,
+        thread: JoinHandle<()>,
+    },
+    /// Tasks, for a database.
+    Shared(postgres::Hands),
 }
 
 /// Counts for metrics.
@@ -187,29 +276,31 @@ impl Ledger {
         let past = store.past(now).map_err(failed)?;
         let restored_at = store.restored_at();
         let (requests, inbox) = channel();
-        let (health_tx, health) = watch::channel(Health::Well);
+        let (board, health) = Board::new();
         let (commits_tx, commits) = watch::channel(Commits::default());
         let mut keeper = Keeper {
             store,
             inbox,
-            done,
-            health: health_tx,
+            done: done.clone(),
+            board,
             commits: commits_tx,
             retention,
             pruned_at: Instant::now(),
-            in_work: None,
-            in_tidying: None,
         };
         let thread = std::thread::Builder::new()
             .name("ledger".into())
             .spawn(move || keeper.run())
             .map_err(OpenError::Thread)?;
-        let ledger = Self {
+        let keeper = Hands::Embedded {
             requests,
+            done,
+            thread,
+        };
+        let ledger = Self {
+            keeper,
             health,
             commits,
             restored_at,
-            thread,
         };
         Ok(Opened {
             ledger,
@@ -223,7 +314,8 @@ impl Ledger {
         self.request(Request::Claim(claim));
     }
 
-    /// Records that these are being sent at `at`; [`Done::Sent`] answers.
+    /// Records that these are being sent at `at`; [`Done::Sent`], [`Done::NotSent`] or
+    /// [`Done::NoPlace`] answers.
     pub fn send(&self, list: SendList, at: Timestamp) {
         self.request(Request::Send(list, at));
     }
@@ -233,9 +325,55 @@ impl Ledger {
         self.request(Request::Record(record));
     }
 
-    /// Notes a call without orders; nothing answers.
-    pub fn note_call(&self, lane: LaneId, at: Timestamp) {
-        self.request(Request::Call(lane, at));
+    /// Asks for leave to make a call without orders; [`Done::Granted`] or [`Done::NoPlace`] answers.
+    pub fn ask(&self, call: CallId, lane: LaneId, at: Timestamp) {
+        match &self.keeper {
+            Hands::Embedded { done, .. } => {
+                // That it is noted for the next run need not be waited for.
+                self.request(Request::Call(lane, at));
+                // A worker that no longer listens is stopping.
+                drop(done.send(Done::Granted(call, Leave::FREE)));
+            }
+            Hands::Shared(_) => self.request(Request::Ask(call, lane)),
+        }
+    }
+
+    /// Gives back what a call took, be it that it ended or is not made; nothing answers.
+    pub fn call_ended(&self, leave: Leave) {
+        if let Some(place) = leave.place {
+            self.request(Request::Ended(place));
+        }
+    }
+
+    /// Lets other workers have these; nothing answers.
+    pub fn release(&self, orders: Vec<(LaneId, OrderNo, Fence)>) {
+        if self.is_shared() {
+            self.request(Request::Release(orders));
+        }
+    }
+
+    /// Tells other workers that the gateway wants this account to be left alone; nothing answers.
+    pub fn quiet(&self, lane: LaneId, time: Duration) {
+        if self.is_shared() {
+            self.request(Request::Quiet(lane, time));
+        }
+    }
+
+    /// Tells other workers that this account's settings are wrong; nothing answers.
+    pub fn careful(&self, lane: LaneId) {
+        if self.is_shared() {
+            self.request(Request::Careful(lane));
+        }
+    }
+
+    /// Other workers use it as well.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.keeper, Hands::Shared(_))
+    }
+
+    /// Commands are better left in the broker: another worker may be able to record them.
+    pub fn is_away(&self) -> bool {
+        self.is_shared() && *self.health.borrow() != Health::Well
     }
 
     /// Notes that this run takes commands from `at` on; nothing answers.
@@ -259,9 +397,13 @@ impl Ledger {
     }
 
     fn request(&self, request: Request) {
-        // The thread ends only when this sender is gone, so there is always somebody to receive.
-        if self.requests.send(request).is_err() {
-            error!("the ledger's thread is gone");
+        let taken = match &self.keeper {
+            Hands::Embedded { requests, .. } => requests.send(request).is_ok(),
+            Hands::Shared(hands) => hands.request(request),
+        };
+        // They end only when nobody can ask any more, so there is always somebody to receive.
+        if !taken {
+            error!("nobody keeps the ledger any more");
         }
     }
 
@@ -282,14 +424,20 @@ impl Ledger {
     }
 
     /// Writes what is waiting, if the store takes it, and closes.
-    pub fn close(self) {
-        let Self {
-            requests, thread, ..
-        } = self;
-        // The thread ends when nobody can ask it any more.
-        drop(requests);
-        if thread.join().is_err() {
-            error!("the ledger's thread panicked");
+    pub async fn close(self) {
+        match self.keeper {
+            Hands::Embedded {
+                requests, thread, ..
+            } => {
+                // The thread ends when nobody can ask it any more.
+                drop(requests);
+                // Only a disk that hangs makes it wait.
+                let ended = tokio::task::spawn_blocking(move || thread.join()).await;
+                if !matches!(ended, Ok(Ok(()))) {
+                    error!("the ledger's thread panicked");
+                }
+            }
+            Hands::Shared(hands) => hands.close().await,
         }
     }
 }
@@ -299,14 +447,10 @@ struct Keeper {
     store: Store,
     inbox: Receiver<Request>,
     done: UnboundedSender<Done>,
-    health: watch::Sender<Health>,
+    board: Board,
     commits: watch::Sender<Commits>,
     retention: Duration,
     pruned_at: Instant,
-    /// What keeps the worker's requests from being done.
-    in_work: Option<Fault>,
-    /// What keeps the old from being forgotten.
-    in_tidying: Option<Fault>,
 }
 
 impl Keeper {
@@ -355,11 +499,12 @@ impl Keeper {
             match request {
                 Request::Send(list, _) => {
                     fail_point!("send-committed");
-                    self.report(Some(Done::Sent(Sent(list))));
+                    let leave = Leave::FREE;
+                    self.report(Some(Done::Sent(Sent { list, leave })));
                 }
                 Request::Record(record) => {
                     fail_point!("record-committed");
-                    self.report(Some(Done::Recorded(record.id)));
+                    self.report(Some(Done::Recorded(record.id, Vec::new())));
                 }
                 Request::BeginTrial(..) => {
                     fail_point!("trial-committed");
@@ -369,7 +514,12 @@ impl Keeper {
                 | Request::Claim(_)
                 | Request::BeginRun(_)
                 | Request::EndRun
-                | Request::EndTrial(..) => {}
+                | Request::EndTrial(..)
+                | Request::Ask(..)
+                | Request::Ended(_)
+                | Request::Release(_)
+                | Request::Quiet(..)
+                | Request::Careful(_) => {}
             }
         }
     }
@@ -384,16 +534,14 @@ impl Keeper {
     /// Tries until it works; `None` when the worker stops meanwhile.
     fn until_it_works<T>(&mut self, work: impl Fn(&mut Store) -> rusqlite::Result<T>) -> Option<T> {
         loop {
-            if !self.is_beyond_repair() {
+            if !self.board.is_beyond_repair() {
                 match work(&mut self.store) {
                     Ok(result) => {
-                        self.in_work = None;
-                        self.show();
+                        self.board.works();
                         return Some(result);
                     }
-                    Err(error) => self.in_work = Some(Fault::of(&error)),
+                    Err(error) => self.board.work_fails(Fault::of(&error)),
                 }
-                self.show();
             }
             if self.done.is_closed() {
                 return None;
@@ -402,23 +550,51 @@ impl Keeper {
         }
     }
 
-    fn is_beyond_repair(&self) -> bool {
-        let is_final = |fault: &Option<Fault>| fault.as_ref().is_some_and(|f| f.is_final);
-        is_final(&self.in_work) || is_final(&self.in_tidying)
-    }
-
     /// Forgets what is old, and looks whether the file is still there.
     fn tidy(&mut self) {
-        if self.is_beyond_repair() {
+        if self.board.is_beyond_repair() {
             return;
         }
         let before = crate::rules::time::earlier(Timestamp::now(), self.retention);
         let pruned = self.store.prune(before, PRUNE_ROWS, CALLS_KEPT);
-        self.in_tidying = pruned.err().map(|error| Fault::of(&error));
+        let mut fault = pruned.err().map(|error| Fault::of(&error));
         if !self.store.is_in_place() {
-            self.in_tidying = Some(Fault::not_in_place());
+            fault = Some(Fault::not_in_place());
         }
+        self.board.tidied(fault);
+    }
+}
+
+impl Board {
+    fn new() -> (Self, watch::Receiver<Health>) {
+        let (health, shown) = watch::channel(Health::Well);
+        let board = Self {
+            health,
+            in_work: None,
+            in_tidying: None,
+        };
+        (board, shown)
+    }
+
+    fn works(&mut self) {
+        if self.in_work.take().is_some() {
+            self.show();
+        }
+    }
+
+    fn work_fails(&mut self, fault: Fault) {
+        self.in_work = Some(fault);
         self.show();
+    }
+
+    fn tidied(&mut self, fault: Option<Fault>) {
+        self.in_tidying = fault;
+        self.show();
+    }
+
+    fn is_beyond_repair(&self) -> bool {
+        let is_final = |fault: &Option<Fault>| fault.as_ref().is_some_and(|f| f.is_final);
+        is_final(&self.in_work) || is_final(&self.in_tidying)
     }
 
     /// Says a change once, in the log and for readiness.
@@ -474,7 +650,13 @@ fn write(store: &mut Store, writes: &[Request]) -> rusqlite::Result<()> {
             Request::EndTrial(command, is_finished) => {
                 transaction.end_trial(*command, *is_finished)?;
             }
-            Request::Claim(_) => {}
+            // Claims were answered, and the others are for a ledger that others use, too.
+            Request::Claim(_)
+            | Request::Ask(..)
+            | Request::Ended(_)
+            | Request::Release(_)
+            | Request::Quiet(..)
+            | Request::Careful(_) => {}
         }
     }
     transaction.commit()

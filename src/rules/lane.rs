@@ -144,6 +144,7 @@ pub struct Lane {
     /// Orders that wait by themselves, by the time they are due; `true` for a look-up.
     later: BTreeMap<(Mono, OrderKey), bool>,
     look_up_was_last: bool,
+    half_was_last: bool,
 
     health: Health,
     /// Failed probes or trials in a row.
@@ -171,6 +172,7 @@ impl Lane {
             look_ups: VecDeque::new(),
             later: BTreeMap::new(),
             look_up_was_last: false,
+            half_was_last: false,
             health: Health::Well,
             failures: 0,
             unwell: 0,
@@ -199,6 +201,30 @@ impl Lane {
         for order in orders.rev() {
             self.ready.push_front(order);
         }
+    }
+
+    /// The list that was to be sent last is half of a refused one.
+    pub fn half_was_last(&self) -> bool {
+        self.half_was_last
+    }
+
+    /// This half of a refused list was to be sent and was not; it is the first to go again, and
+    /// still takes no others in.
+    pub fn send_half_again(&mut self, half: Vec<OrderKey>) {
+        if !half.is_empty() {
+            self.halves.push_front(half);
+        }
+    }
+
+    /// The order was to be looked up and was not; it is the first to go again.
+    pub fn look_up_again(&mut self, order: OrderKey) {
+        self.look_ups.push_front(order);
+    }
+
+    /// The time was to be asked for and was not.
+    pub fn probe_not_made(&mut self) {
+        self.probing = false;
+        self.call_not_made();
     }
 
     /// The order waits to be sent from `at` on.
@@ -269,6 +295,7 @@ impl Lane {
         if self.look_up_was_last {
             return self.look_ups.pop_front().map(NextCall::LookUp);
         }
+        self.half_was_last = !self.halves.is_empty();
         let list = match self.halves.pop_front() {
             Some(half) => half,
             None => {

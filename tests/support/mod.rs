@@ -17,6 +17,7 @@ pub mod disk;
 pub mod eventually;
 pub mod gateway;
 pub mod orders;
+pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod raw;

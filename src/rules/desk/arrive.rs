@@ -178,6 +178,7 @@ impl Desk {
                 tries: Tries::default(),
                 since,
                 on_record: OnRecord::NothingOpen,
+                before_call: (OnRecord::NothingOpen, false),
                 fence: None,
                 asked: 0,
                 first_seen: None,

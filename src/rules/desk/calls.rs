@@ -44,10 +44,12 @@ impl Desk {
                     vec![key]
                 }
                 NextCall::Cancel(mut keys) => {
+                    let is_half = self.lanes[lane.0].half_was_last();
                     let mut rows = Vec::with_capacity(keys.len());
                     keys.retain(|key| match self.still_wanted(now, *key, true) {
                         Some(order) => {
                             order.phase = Phase::InCall;
+                            order.before_call = (order.on_record, is_half);
                             order.on_record = OnRecord::Sent;
                             order.tries.attempts += 1;
                             rows.push(order.row(OrderState::Sent));

@@ -114,6 +114,9 @@ pub(super) struct Order {
     pub(super) tries: Tries,
     pub(super) since: Timestamp,
     pub(super) on_record: OnRecord,
+    /// The same before it was last put into a list, and whether that is half of a refused one, in
+    /// case that the list is not sent.
+    pub(super) before_call: (OnRecord, bool),
     /// The claim under which this worker has it. That may be over without anybody knowing here; then
     /// the ledger takes neither a list nor a record with it.
     pub(super) fence: Option<Fence>,

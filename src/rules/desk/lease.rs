@@ -220,7 +220,54 @@ impl Desk {
                 again.push(key);
             }
         }
-        self.lanes[lane.0].send_again(again.into_iter());
+        self.wait_again(lane, again);
         self.ask_anew(anew);
+    }
+
+    /// A list was neither recorded nor sent, because other workers make all the calls that may be
+    /// made at present. It is planned again, for meanwhile a deadline may have passed.
+    pub fn not_made(&mut self, call: CallId) {
+        let Some((lane, keys)) = self.calls.remove(&call) else {
+            debug_assert!(false, "no such call");
+            return;
+        };
+        self.lanes[lane.0].call_not_made();
+        for key in &keys {
+            if let Some(order) = self.orders.get_mut(key) {
+                order.phase = Phase::Waiting;
+                order.on_record = order.before_call.0;
+                order.tries.attempts -= 1;
+            }
+        }
+        self.wait_again(lane, keys);
+    }
+
+    /// A look-up or a probe was not made, for the same reason.
+    pub fn not_asked(&mut self, call: CallId) {
+        let Some((lane, keys)) = self.calls.remove(&call) else {
+            debug_assert!(false, "no such call");
+            return;
+        };
+        let lane = &mut self.lanes[lane.0];
+        let Some(key) = keys.first() else {
+            return lane.probe_not_made();
+        };
+        lane.call_not_made();
+        if let Some(order) = self.orders.get_mut(key) {
+            order.phase = Phase::Doubtful;
+            lane.look_up_again(*key);
+        }
+    }
+
+    /// Orders of a list that was not sent; half of a refused list takes no others in now either.
+    fn wait_again(&mut self, lane: LaneId, keys: Vec<OrderKey>) {
+        let mut orders = keys.iter().filter_map(|key| self.orders.get(key));
+        let is_half = orders.any(|order| order.before_call.1);
+        let lane = &mut self.lanes[lane.0];
+        if is_half {
+            lane.send_half_again(keys);
+        } else {
+            lane.send_again(keys.into_iter());
+        }
     }
 }
