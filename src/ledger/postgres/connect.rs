@@ -48,7 +48,7 @@ pub enum DbError {
     Url(String),
     /// What the database or the client library says.
     #[error("{}", told(.0))]
-    Says(#[from] tokio_postgres::Error),
+    Says(tokio_postgres::Error),
     /// It does not answer.
     #[error("{what} within {} s", STEP.as_secs(), what = .0)]
     Mute(&'static str),
@@ -63,6 +63,13 @@ pub enum DbError {
     /// The lease was over and its orders are free; there is a new one from now on.
     #[error("this worker's lease was over")]
     LeaseLost,
+}
+
+// By hand, for its words are in ours already.
+impl From<tokio_postgres::Error> for DbError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Says(error)
+    }
 }
 
 impl DbError {

@@ -57,7 +57,7 @@ const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 pub enum OpenError {
     /// The database cannot be asked, or the URL not be read.
     #[error("the ledger under ledger.url cannot be used: {0}")]
-    Db(#[from] DbError),
+    Db(DbError),
     /// A later version made its tables, and says that this one cannot work with them.
     #[error(
         "the ledger under ledger.url has schema {found}, which needs workers of schema {oldest} or later; this version has {}: start a later version",
@@ -83,6 +83,13 @@ pub enum OpenError {
         /// What the database says.
         why: DbError,
     },
+}
+
+// By hand, for its words are in ours already.
+impl From<DbError> for OpenError {
+    fn from(error: DbError) -> Self {
+        Self::Db(error)
+    }
 }
 
 /// How the shared ledger is used.

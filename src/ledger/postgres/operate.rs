@@ -32,7 +32,7 @@ pub enum ImportError {
     Damaged(String),
     /// While it was read.
     #[error("the embedded ledger cannot be read: {0}")]
-    Read(#[from] rusqlite::Error),
+    Read(rusqlite::Error),
     /// The shared ledger cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -40,7 +40,20 @@ pub enum ImportError {
     #[error(
         "the ledger under ledger.url cannot be written: {0}; what was moved over is there, and the same command goes on"
     )]
-    Write(#[from] DbError),
+    Write(DbError),
+}
+
+// By hand, for their words are in ours already.
+impl From<rusqlite::Error> for ImportError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Read(error)
+    }
+}
+
+impl From<DbError> for ImportError {
+    fn from(error: DbError) -> Self {
+        Self::Write(error)
+    }
 }
 
 /// What is in the shared ledger.

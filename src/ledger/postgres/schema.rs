@@ -242,12 +242,13 @@ pub(super) async fn find(client: &Object) -> Result<Found, DbError> {
         version: 0,
         oldest: 0,
     };
-    let table = "SELECT to_regclass('wdt.migrations') IS NOT NULL";
-    match client.query_one(table, &[]).await {
-        Ok(row) if row.get(0) => {}
-        Ok(_) => return Ok(none),
-        // The schema is there, and this role may not look into it.
-        Err(error) => return Err(error.into()),
+    // From the catalogue itself: what a session remembers of names may be older than a lock that it
+    // waited for.
+    let table = "SELECT EXISTS (
+        SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'wdt' AND c.relname = 'migrations')";
+    if !client.query_one(table, &[]).await?.get::<_, bool>(0) {
+        return Ok(none);
     }
     let last = "SELECT version, oldest FROM wdt.migrations ORDER BY version DESC LIMIT 1";
     let row = client.query_opt(last, &[]).await?;
