@@ -789,6 +789,75 @@ fn a_deadline_is_checked_before_the_call_and_others_go_on() {
 }
 
 #[test]
+fn a_list_for_which_there_is_no_place_is_planned_anew_and_expires_if_it_is_late_by_then() {
+    let mut bench = Bench::new();
+    bench.deliver(&Sent {
+        deadline: Some(5),
+        ..command("c1", &["A"])
+    });
+    assert_eq!(bench.go(), ["claim c1 [A]", "send [A]"]);
+    let call = bench.take_call(Method::Cancel);
+    bench.desk.not_made(call);
+    assert_eq!(bench.go(), ["send [A]"]);
+    assert_eq!(bench.pass(6), [""; 0]);
+    let call = bench.take_call(Method::Cancel);
+    bench.desk.not_made(call);
+    assert_eq!(
+        bench.go(),
+        [
+            "record [c1/A=deadline_passed]",
+            "tell c1/A deadline_passed",
+            "ack 1"
+        ]
+    );
+    assert_eq!(bench.desk.load(), Default::default());
+}
+
+#[test]
+fn a_half_for_which_there_is_no_place_takes_no_others_in() {
+    let mut bench = Bench::new();
+    bench.deliver(&command("c1", &["A", "B", "C", "D"]));
+    assert_eq!(bench.go().last().unwrap(), "send [A B C D]");
+    let whole = reply(100, "单号不能为空", None);
+    assert_eq!(bench.cancel_ends(&whole), ["send [A B]", "send [C D]"]);
+    bench.deliver(&command("c2", &["E"]));
+    for _ in 0..2 {
+        let call = bench.take_call(Method::Cancel);
+        bench.desk.not_made(call);
+    }
+    assert_eq!(bench.go(), ["claim c2 [E]", "send [C D]", "send [A B]"]);
+    // One that was not sent for a lost order's sake is alone as well.
+    let call = bench.take_call(Method::Cancel);
+    let lost = [(LaneId(0), OrderNo::new("C").unwrap())];
+    bench.desk.not_sent(call, &lost);
+    assert_eq!(bench.go(), ["claim c1 [C]", "send [D]"]);
+}
+
+#[test]
+fn a_look_up_and_a_probe_for_which_there_is_no_place_are_asked_for_again() {
+    let mut bench = Bench::fresh(Verify::InDoubt);
+    bench.probes_answered = false;
+    assert_eq!(bench.go(), ["probe"]);
+    let call = bench.take_call(Method::Probe);
+    bench.desk.not_asked(call);
+    assert_eq!(bench.go(), ["probe"]);
+    assert_eq!(bench.probe_ends(&reply(0, "", None)), [""; 0]);
+    bench.deliver(&command("c1", &["A"]));
+    let _ = bench.go();
+    assert_eq!(bench.cancel_ends(&lost()), [""; 0]);
+    assert_eq!(bench.pass(1), ["look up A"]);
+    let call = bench.take_call(Method::LookUp);
+    bench.desk.not_asked(call);
+    assert_eq!(bench.go(), ["look up A"]);
+    bench.desk.drain();
+    let call = bench.take_call(Method::LookUp);
+    bench.desk.not_asked(call);
+    bench.desk.give_back_idle();
+    assert!(bench.go().contains(&"return 1".to_owned()));
+    assert!(bench.desk.is_idle());
+}
+
+#[test]
 fn a_deadline_that_passes_in_a_call_changes_nothing() {
     let mut bench = Bench::new();
     bench.deliver(&Sent {

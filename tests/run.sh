@@ -21,8 +21,8 @@ fi
 
 say 'building the tests'
 cargo test --locked --no-run
-# Most tests wait most of the time, so these run beside the others: a build, and long waits.
-beside=('kill model broker_lines cluster')
+# Most tests wait most of the time, so these run beside the others: a build, long waits, a database.
+beside=('kill model broker_lines cluster' 'many_workers ledger_conformance')
 others=()
 for test in tests/*.rs tests/*/main.rs; do
   name=${test#tests/}

@@ -4,7 +4,8 @@ use rusqlite::Connection;
 
 use super::support::amqp::Command;
 use super::support::disk::{outcomes, told};
-use super::support::postgres::Database;
+use super::support::eventually::eventually_ok;
+use super::support::postgres::{Database, Postgres};
 use super::support::scene::{LATER, SOON, Scene, lines};
 use super::support::worker::Worker;
 use super::together::scene_on;
@@ -214,4 +215,82 @@ async fn what_is_for_the_other_kind_of_ledger_is_said_and_a_restored_one_is_care
     )
     .await;
     assert_eq!(outcomes(&events), ["QC-GONE cancelled"]);
+}
+
+/// Made by the server itself, in its own folder: an authority, and a certificate for `localhost`.
+const CERTIFICATES: &str = "
+openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.crt &&
+openssl req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.csr &&
+printf \"subjectAltName=DNS:localhost\\nbasicConstraints=CA:FALSE\\n\" >server.ext &&
+openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 \
+    -extfile server.ext -out server.crt";
+
+#[tokio::test]
+async fn the_connection_is_as_safe_as_the_url_says() {
+    let postgres = Postgres::start().await;
+    let database = postgres.database().await;
+    database
+        .run(&format!(
+            "COPY (SELECT 1) TO PROGRAM $$({CERTIFICATES}) >made.log 2>&1$$"
+        ))
+        .await;
+    database.order("ALTER SYSTEM SET ssl = on").await;
+    database.order("SELECT pg_reload_conf()").await;
+    let on = "SELECT count(*) FROM pg_settings WHERE name = 'ssl' AND setting = 'on'";
+    eventually_ok(LATER, "the server speaks TLS", async || {
+        match database.number(on).await {
+            1 => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let client = database.client().await;
+    let row = client
+        .query_one("SELECT pg_read_file('ca.crt')", &[])
+        .await
+        .unwrap();
+    let scene = scene_on(&database).await;
+    let authority = scene.setup.dir().join("authority.crt");
+    std::fs::write(&authority, row.get::<_, String>(0)).unwrap();
+    let authority = authority.display().to_string();
+    let (by_number, by_name) = (
+        database.url(),
+        database.url().replace("127.0.0.1", "localhost"),
+    );
+    let encrypted = format!(
+        "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+         WHERE ssl AND datname = '{}' AND application_name = 'wdt-cancel-worker'",
+        database.name()
+    );
+
+    for (url, is_encrypted) in [
+        (format!("{by_number}?sslmode=disable"), false),
+        (format!("{by_number}?sslmode=prefer"), true),
+        (format!("{by_number}?sslmode=require"), true),
+        (
+            format!("{by_number}?sslmode=verify-ca&sslrootcert={authority}"),
+            true,
+        ),
+        (
+            format!("{by_name}?sslmode=verify-full&sslrootcert={authority}"),
+            true,
+        ),
+    ] {
+        let mut worker = scene.setup.with("WDT_LEDGER__URL", &url).start();
+        worker.wait_ready(LATER).await;
+        assert_eq!(database.number(&encrypted).await > 0, is_encrypted, "{url}");
+        assert_eq!(worker.terminate(SOON).await, 0);
+    }
+    for url in [
+        // Another name than the certificate's, and an authority that nobody here knows.
+        format!("{by_number}?sslmode=verify-full&sslrootcert={authority}"),
+        format!("{by_name}?sslmode=verify-full"),
+    ] {
+        let setup = scene.setup.with("WDT_LEDGER__URL", &url);
+        let said = says(&mut setup.start_with(&["ledger", "check"]), 1).await;
+        assert!(
+            said.contains("certificate") || said.contains("trusts no"),
+            "{said}"
+        );
+    }
 }

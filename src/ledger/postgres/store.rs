@@ -485,8 +485,9 @@ fn keep<'a>(record: &'a Record, held: &Held, group: &mut Group<'a>) -> Vec<(Lane
         record.results.iter().filter_map(fenced_result),
         held,
     ));
-    let is_kept =
-        |lane: LaneId, no: &str| !lost.iter().any(|(l, n)| *l == lane && n.as_str() == no);
+    let left_out: HashSet<(LaneId, &str)> =
+        lost.iter().map(|(lane, no)| (*lane, no.as_str())).collect();
+    let is_kept = |lane: LaneId, no: &str| !left_out.contains(&(lane, no));
     for row in &record.orders {
         if is_kept(row.lane, row.order_no.as_str()) {
             group.orders.insert((row.order_no.as_str(), row.lane), row);
