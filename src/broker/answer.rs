@@ -8,8 +8,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join};
 use jiff::Timestamp;
+use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicPublishOptions};
 use lapin::{Acker, BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -59,6 +60,30 @@ pub(super) struct Outlet<'a> {
     pub courier: Courier,
 }
 
+/// A message on its way.
+struct Outgoing<'a> {
+    exchange: &'a str,
+    routing_key: String,
+    mandatory: bool,
+    body: Body,
+    properties: BasicProperties,
+}
+
+enum Body {
+    Event(Vec<u8>),
+    /// A command as it came; it is not copied.
+    Held(Arc<Delivery>),
+}
+
+impl Body {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Event(body) => body,
+            Self::Held(delivery) => &delivery.data,
+        }
+    }
+}
+
 impl Outlet<'_> {
     /// Publishes until the session fails.
     pub(super) async fn run(&mut self) -> Result<Infallible, SessionError> {
@@ -96,9 +121,13 @@ impl Outlet<'_> {
         fits.count().max(1)
     }
 
+    /// Publishes a batch and reports what became of each.
+    ///
+    /// All of it is handed to the client library before anything is awaited: what is awaited one by
+    /// one is written one by one, with a thread woken for each.
     async fn publish(&mut self, batch: &[Publication]) -> Result<(), SessionError> {
         let mut sent = Vec::with_capacity(batch.len());
-        let mut confirms = Vec::with_capacity(batch.len());
+        let mut messages = Vec::with_capacity(batch.len());
         let mut copies = Vec::new();
         let mut direct = Vec::new();
         for publication in batch {
@@ -113,22 +142,22 @@ impl Outlet<'_> {
                             properties: message.properties.clone(),
                         }),
                         // Not mandatory: a requester that has gone is no error.
-                        Some(queue) => {
-                            let properties = message.properties.clone();
-                            copies.push(
-                                self.send("", queue, false, &message.body, properties)
-                                    .await?,
-                            );
-                        }
+                        Some(queue) => copies.push(Outgoing {
+                            exchange: "",
+                            routing_key: queue.to_string(),
+                            mandatory: false,
+                            body: Body::Event(message.body.clone()),
+                            properties: message.properties.clone(),
+                        }),
                         None => {}
                     }
-                    let exchange = self.settings.exchange.as_str();
-                    let key = &message.routing_key;
-                    confirms.push(
-                        self.send(exchange, key, true, &message.body, message.properties)
-                            .await?,
-                    );
-                    fail_point!("event-published");
+                    messages.push(Outgoing {
+                        exchange: &self.settings.exchange,
+                        routing_key: message.routing_key,
+                        mandatory: true,
+                        body: Body::Event(message.body),
+                        properties: message.properties,
+                    });
                     sent.push((publication, message.id));
                 }
                 Publication::Park(parking) => {
@@ -141,12 +170,30 @@ impl Outlet<'_> {
                         exchange: held.exchange.as_str(),
                         routing_key: held.routing_key.as_str(),
                     };
-                    let properties =
-                        wire::parked_properties(&held.properties, parking, origin, now_seconds());
-                    let queue = self.settings.dead_queue.as_str();
-                    confirms.push(self.send("", queue, true, &held.data, properties).await?);
-                    fail_point!("copy-published");
+                    messages.push(Outgoing {
+                        exchange: "",
+                        routing_key: self.settings.dead_queue.clone(),
+                        mandatory: true,
+                        properties: wire::parked_properties(
+                            &held.properties,
+                            parking,
+                            origin,
+                            now_seconds(),
+                        ),
+                        body: Body::Held(held),
+                    });
                     sent.push((publication, parking.envelope.command_id.as_str().to_owned()));
+                }
+            }
+        }
+        let (copies, confirms) = try_join(self.send(copies), self.send(messages)).await?;
+        for (publication, _) in &sent {
+            match publication {
+                Publication::Event(_) => {
+                    fail_point!("event-published");
+                }
+                Publication::Park(_) => {
+                    fail_point!("copy-published");
                 }
             }
         }
@@ -163,27 +210,23 @@ impl Outlet<'_> {
         wire::write(telling, trace, span, now_seconds()).map_err(SessionError::Unwritable)
     }
 
-    async fn send(
-        &self,
-        exchange: &str,
-        routing_key: &str,
-        mandatory: bool,
-        body: &[u8],
-        properties: BasicProperties,
-    ) -> lapin::Result<PublisherConfirm> {
-        let options = BasicPublishOptions {
-            mandatory,
-            ..BasicPublishOptions::default()
-        };
-        self.channel
-            .basic_publish(
-                exchange.into(),
-                routing_key.into(),
+    /// Writes these in their sequence; their confirms are still to come.
+    async fn send(&self, messages: Vec<Outgoing<'_>>) -> lapin::Result<Vec<PublisherConfirm>> {
+        let published = messages.iter().map(|message| {
+            let options = BasicPublishOptions {
+                mandatory: message.mandatory,
+                ..BasicPublishOptions::default()
+            };
+            self.channel.basic_publish(
+                message.exchange.into(),
+                message.routing_key.as_str().into(),
                 options,
-                body,
-                properties,
+                message.body.bytes(),
+                message.properties.clone(),
             )
-            .await
+        });
+        // Each is begun in its turn, and numbered as it is begun.
+        join_all(published).await.into_iter().collect()
     }
 
     /// The confirms, unless they do not come. Time spent blocked does not count.
