@@ -101,7 +101,7 @@ fn only_the_proofs_owners_make_them() {
     };
     // A call needs `Sent`, an acknowledgement needs `Finished`.
     assert!(
-        makes("Done::Sent(Sent(")
+        makes("Done::Sent(Sent {")
             .iter()
             .all(|f| f.contains("/ledger/"))
     );

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use wdt_cancel_worker::ledger::Done;
 use wdt_cancel_worker::rules::desk::OrderState;
 
 use super::seat::{LANE, Seating, Sending, Store, order};

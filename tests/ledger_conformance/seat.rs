@@ -129,11 +129,6 @@ impl Seat {
         next.expect("the ledger answers").expect("it is there")
     }
 
-    /// Whether nothing comes for so long.
-    pub async fn is_silent(&mut self, time: Duration) -> bool {
-        timeout(time, self.done.recv()).await.is_err()
-    }
-
     pub async fn claim(&mut self, command: &str, orders: &[&str]) -> Claimed {
         self.claim_list(LANE, command, LIST, orders).await
     }
