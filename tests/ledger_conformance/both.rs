@@ -127,7 +127,7 @@ async fn a_list_that_is_sent_is_known_as_sent_by_whoever_comes_next() {
         let Sending::Sent(sent) = seat.send(vec![row.clone()]).await else {
             panic!("it is not sent");
         };
-        assert_eq!(sent.list().orders, [row.clone()]);
+        assert_eq!(sent.list().orders, std::slice::from_ref(&row));
         let leave = sent.leave();
         assert!(leave.is_in_time());
         seat.ledger.call_ended(leave);

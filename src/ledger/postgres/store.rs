@@ -593,7 +593,9 @@ async fn finish(client: &Object, accounts: &Accounts, group: &Group<'_>) -> Resu
         Ok::<(), DbError>(())
     };
     let (written, freed) = join(join(orders, results), join(release, calls)).await;
-    (written.0?, written.1?, freed.0?, freed.1?);
+    for done in [written.0, written.1, freed.0, freed.1] {
+        done?;
+    }
     client.batch_execute("COMMIT").await?;
     Ok(())
 }
