@@ -7,9 +7,13 @@ use crate::usage::peak_mib;
 
 /// So many are worked off; every window in between is like the one before.
 const WORKED_OFF: usize = 50_000;
+/// What the broker may take: with a million commands it takes more than a test's broker may, and
+/// would stop whoever publishes.
+const BROKER_MEMORY: &str = "6GB";
 
 /// The most memory that the worker takes with so many commands waiting when it starts, in MiB.
 pub async fn run(broker: &Broker, commands: usize, mut rng: fastrand::Rng) -> f64 {
+    broker.allow_memory(BROKER_MEMORY).await;
     let vhost = broker.vhost().await;
     let client = Client::connect(&vhost.url()).await;
     let shape = Shape::plain(commands);

@@ -23,12 +23,12 @@ use tokio::time::{Instant, timeout_at};
 use crate::support::amqp::{COMMANDS, RESULTS};
 
 const PREFETCH: u16 = 500;
-/// Deliveries in a group: of those that the prefetch allows, some are on their way while a group is
-/// gathered and another waits for its confirms.
-const GROUP: usize = 160;
+/// Deliveries in a group, a fifth of the prefetch: one group is on its way, one is gathered and
+/// told, and three wait for their confirms, so that nobody waits for anybody.
+const GROUP: usize = 100;
 /// How long a group waits for more.
 const LINGER: Duration = Duration::from_millis(2);
-/// Groups that wait for their confirms.
+/// Groups that wait behind the one whose confirms are awaited.
 const GROUPS_OPEN: usize = 2;
 
 /// Which loop.

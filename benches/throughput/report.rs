@@ -2,13 +2,11 @@
 
 use comfy_table::{Table, presets};
 
-use crate::bare::Kind;
 use crate::load::Shape;
 use crate::subject::Subject;
 
 /// `api.max_orders_per_call` as shipped.
 pub const ORDERS_PER_CALL: usize = 20;
-const NONE: &str = "–";
 
 /// One run of one subject. CPU times are a process's own, for an order.
 #[derive(Debug, Clone, Copy)]
@@ -30,54 +28,50 @@ pub fn line(subject: &Subject, row: &Row) -> String {
     )
 }
 
-/// The medians of all runs, and what they are in those of the bare loops.
+/// The medians of all runs, and what they are in those of the bare loops where these ran.
 pub fn table(subjects: &[Subject], rows: &[Vec<Row>], shape: &Shape) -> String {
+    let loops: Vec<(&Subject, &[Row])> = subjects
+        .iter()
+        .zip(rows)
+        .filter(|(subject, _)| matches!(subject, Subject::Loop(_)))
+        .map(|(subject, rows)| (subject, &**rows))
+        .collect();
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header([
-        "",
-        "orders/s",
-        "of bare",
-        "of grouped",
-        "CPU µs an order",
-        "of bare",
-        "of grouped",
-        "broker's CPU µs",
-        "gateway's CPU µs",
-        "peak MiB",
-        "calls per 1,000 orders",
-    ]);
-    let of = |kind: Kind| {
-        let place = subjects.iter().position(|s| *s == Subject::Loop(kind));
-        place.map(|place| &*rows[place])
-    };
-    let loops = [of(Kind::Bare), of(Kind::Grouped)];
     for (subject, rows) in subjects.iter().zip(rows) {
         let ratios = |figure: fn(&Row) -> f64| {
-            loops.map(|other| match other {
-                Some(other) => format!("{:.2}", median(rows, figure) / median(other, figure)),
-                None => NONE.into(),
+            loops.iter().map(move |(other, of)| {
+                let ratio = median(rows, figure) / median(of, figure);
+                (format!("of {other}"), format!("{ratio:.2}"))
             })
         };
         let some = |figure: fn(&Row) -> Option<f64>| match figure(&rows[0]) {
             Some(_) => format!("{:.1}", median(rows, |row| figure(row).unwrap_or_default())),
-            None => NONE.into(),
+            None => "–".into(),
         };
-        let [speed_of_bare, speed_of_grouped] = ratios(|row| row.orders_per_second);
-        let [cpu_of_bare, cpu_of_grouped] = ratios(|row| row.cpu_micros);
-        table.add_row([
-            subject.to_string(),
-            format!("{:.0}", median(rows, |row| row.orders_per_second)),
-            speed_of_bare,
-            speed_of_grouped,
-            format!("{:.1}", median(rows, |row| row.cpu_micros)),
-            cpu_of_bare,
-            cpu_of_grouped,
-            format!("{:.1}", median(rows, |row| row.broker_micros)),
-            some(|row| row.gateway_micros),
-            format!("{:.0}", median(rows, |row| row.peak_mib)),
-            some(|row| row.calls_per_thousand),
+        let speed = median(rows, |row| row.orders_per_second);
+        let cpu = median(rows, |row| row.cpu_micros);
+        let broker = median(rows, |row| row.broker_micros);
+        let peak = median(rows, |row| row.peak_mib);
+        let mut columns = vec![
+            (String::new(), subject.to_string()),
+            ("orders/s".into(), format!("{speed:.0}")),
+        ];
+        columns.extend(ratios(|row| row.orders_per_second));
+        columns.push(("CPU µs an order".into(), format!("{cpu:.1}")));
+        columns.extend(ratios(|row| row.cpu_micros));
+        columns.extend([
+            ("broker's CPU µs".into(), format!("{broker:.1}")),
+            ("gateway's CPU µs".into(), some(|row| row.gateway_micros)),
+            ("peak MiB".into(), format!("{peak:.0}")),
+            (
+                "calls per 1,000 orders".into(),
+                some(|row| row.calls_per_thousand),
+            ),
         ]);
+        let (names, figures): (Vec<String>, Vec<String>) = columns.into_iter().unzip();
+        table.set_header(names);
+        table.add_row(figures);
     }
     format!(
         "{} orders, {} in a command, {} accounts, {} ms at the gateway; medians of {} runs; the least \

@@ -635,7 +635,7 @@ impl Board {
 }
 
 fn write(store: &mut Store, writes: &[Request]) -> rusqlite::Result<()> {
-    let transaction = store.begin()?;
+    let mut transaction = store.begin()?;
     for request in writes {
         match request {
             Request::Send(list, at) => {

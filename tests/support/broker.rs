@@ -241,6 +241,11 @@ impl Broker {
         self.frozen = false;
     }
 
+    /// Gives it more memory than a test needs, such as `4GB`, for a very long queue.
+    pub async fn allow_memory(&self, limit: &str) {
+        self.set_memory_limit(limit, false).await;
+    }
+
     /// Raises the memory alarm: whoever publishes is blocked, until [`Self::end_alarm`].
     pub async fn raise_alarm(&mut self) {
         self.set_memory_limit("1MB", true).await;
