@@ -1,9 +1,9 @@
 //! The shared ledger: a PostgreSQL database that many workers use.
 //!
-//! A thread serves the worker, with two tasks, each on a connection of its own. The *keeper* handles its requests
-//! in groups, as the embedded ledger's thread does: claims first, in one transaction, then
-//! everything else, in another; nothing is sent or told before its commit. The *tender* renews the
-//! worker's lease ([`lease`]), frees what dead workers held, and forgets what is old.
+//! A thread serves the worker, with two tasks, each on a connection of its own. The *keeper* handles
+//! its requests in groups, as the embedded ledger's thread does: claims first, in one transaction,
+//! then everything else, in another; nothing is sent or told before its commit. The *tender* renews
+//! the worker's lease, frees what dead workers held, and forgets what is old.
 //!
 //! What is tried again is safe to be done twice: rows are put with all that they hold, and a claim
 //! replaces the same worker's. So an error, even one that leaves open whether the commit was made,
