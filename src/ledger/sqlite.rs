@@ -524,7 +524,7 @@ mod tests {
     }
 
     fn write(store: &mut Store, orders: Vec<OrderRow>, results: Vec<ResultRow>) {
-        let writing = store.begin().unwrap();
+        let mut writing = store.begin().unwrap();
         let id = crate::rules::desk::RecordId::default();
         writing
             .record(&Record {
