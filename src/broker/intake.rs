@@ -87,16 +87,10 @@ impl Inlet<'_> {
         let mut next = Next::AsBefore;
         loop {
             self.until_wanted().await?;
-            let channel = match next {
-                Next::LookPast if self.deliveries.may_have_another() => {
-                    let channel = self.connection.create_channel().await?;
-                    self.deliveries.go_on_with(channel.clone());
-                    channel
-                }
-                Next::LookPast | Next::AsBefore => {
-                    self.deliveries.channel().ok_or(SessionError::Cancelled)?
-                }
-            };
+            if next == Next::LookPast && self.deliveries.may_have_another() {
+                self.go_on_with_another().await;
+            }
+            let channel = self.deliveries.channel().ok_or(SessionError::Cancelled)?;
             let width = self.width();
             // Per consumer: a global prefetch is refused by quorum queues.
             channel.basic_qos(width, BasicQosOptions::default()).await?;
@@ -105,6 +99,15 @@ impl Inlet<'_> {
             self.progress.set_width(width);
             self.progress.subscribed(true);
             next = self.consume(&channel, consumer, width).await?;
+        }
+    }
+
+    /// A channel of its own for what comes next. Where the broker allows few, the last one will do.
+    async fn go_on_with_another(&self) {
+        let kept = self.deliveries.shares(|shares| shares.kept());
+        debug!(kept, "what is in hand does not move; looking past it");
+        if let Ok(channel) = self.connection.create_channel().await {
+            self.deliveries.go_on_with(channel);
         }
     }
 

@@ -131,15 +131,20 @@ impl<T> Shares<T> {
         delivery: T,
     ) -> Place {
         let own = &mut self.accounts[account];
-        if again && let Some(reserved) = own.awaited.pop_front() {
+        let reserved = if again { own.awaited.pop_front() } else { None };
+        if let Some(reserved) = reserved {
             self.awaited -= 1;
             self.taken.take(reserved);
         } else if !own.kept.is_empty() {
             return self.keep(now, account, weight, delivery, Place::Kept);
-        } else if !self.is_light_enough(account, weight) {
+        }
+        // It may be another that comes again, and heavier.
+        let is_awaited = reserved.is_some_and(|reserved| weight <= reserved);
+        if !is_awaited && !self.is_light_enough(account, weight) {
             self.looks_past = true;
             return self.keep(now, account, weight, delivery, Place::KeptHeavy);
-        } else if self.looks_past && !self.has_place(account) {
+        }
+        if reserved.is_none() && self.looks_past && !self.has_place(account) {
             return self.keep(now, account, weight, delivery, Place::Kept);
         }
         self.accounts[account].in_hand.add(weight);
