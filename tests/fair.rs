@@ -22,7 +22,7 @@ use support::worker::{Setup, Worker};
 /// Whose calls are not answered for long.
 const STUCK: &str = "stuck";
 const QUICK: [&str; 3] = ["default", "east", "west"];
-/// More than may be in hand: with four accounts of 2 calls of 20 orders, 8 of each are 1,280.
+/// Twice as many as may be in hand at once, whatever the accounts.
 const STUCK_COMMANDS: usize = 4_000;
 const QUICK_COMMANDS: usize = 200;
 
