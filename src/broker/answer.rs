@@ -5,10 +5,13 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::future::{join_all, try_join};
+use futures_util::future::{join_all, maybe_done, try_join};
 use jiff::Timestamp;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicPublishOptions};
@@ -204,11 +207,10 @@ impl Outlet<'_> {
             }
         }
         let (confirmed, _) = self
-            .in_time(async { (join_all(confirms).await, join_all(copies).await) })
+            .in_time(async { (each(confirms).await, each(copies).await) })
             .await?;
         self.courier.tell(direct).await;
-        let confirmed = confirmed.into_iter().collect::<lapin::Result<Vec<_>>>()?;
-        self.report(sent, confirmed)
+        self.report(sent, confirmed?)
     }
 
     fn write(&mut self, telling: &Telling) -> Result<wire::Message, SessionError> {
@@ -231,8 +233,23 @@ impl Outlet<'_> {
                 message.properties.clone(),
             )
         });
-        // Each is begun in its turn, and numbered as it is begun.
-        join_all(published).await.into_iter().collect()
+        let mut published: Vec<_> = published.map(|one| maybe_done(Box::pin(one))).collect();
+        // To begin one is to hand it over, and the client numbers them as they are begun.
+        poll_fn(|cx| {
+            for one in &mut published {
+                // Whether it is written already does not matter here.
+                let _ = Pin::new(one).poll(cx);
+            }
+            Poll::Ready(())
+        })
+        .await;
+        let mut confirms = Vec::with_capacity(published.len());
+        for mut one in published {
+            let mut one = Pin::new(&mut one);
+            one.as_mut().await;
+            confirms.extend(one.take_output().transpose()?);
+        }
+        Ok(confirms)
     }
 
     /// The confirms, unless they do not come. Time spent blocked does not count.
@@ -299,6 +316,16 @@ impl Outlet<'_> {
         }
         Ok(())
     }
+}
+
+/// The broker confirms in the sequence of the publications, or nearly, so they are awaited in it:
+/// each of the others would wake this task for nothing.
+async fn each(confirms: Vec<PublisherConfirm>) -> lapin::Result<Vec<Confirmation>> {
+    let mut confirmed = Vec::with_capacity(confirms.len());
+    for confirm in confirms {
+        confirmed.push(confirm.await?);
+    }
+    Ok(confirmed)
 }
 
 impl Publication {

@@ -459,7 +459,7 @@ impl Keeper {
 }
 
 fn write(store: &mut Store, writes: &[Request]) -> rusqlite::Result<()> {
-    let transaction = store.begin()?;
+    let mut transaction = store.begin()?;
     for request in writes {
         match request {
             Request::Send(list, at) => {

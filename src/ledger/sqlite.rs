@@ -3,13 +3,16 @@
 //! Write-ahead log with a flush at every commit (`synchronous = FULL`): a committed group survives
 //! the loss of power. The file is SQLite's own format, so anyone can look into it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use md5::{Digest as _, Md5};
-use rusqlite::{Connection, MAIN_DB, OpenFlags, OptionalExtension as _, Row, Transaction, params};
+use rusqlite::{
+    CachedStatement, Connection, MAIN_DB, OpenFlags, OptionalExtension as _, Row, Transaction,
+    params,
+};
 
 use super::open::{self, Held, OpenError, Seen};
 use super::schema;
@@ -30,6 +33,8 @@ pub(super) struct Store {
     pub(super) connection: Connection,
     accounts: Vec<AccountName>,
     lanes: HashMap<AccountName, LaneId>,
+    /// Commands of which nothing was recorded when they were claimed, and nothing has been since.
+    unrecorded: Unrecorded,
     /// The number of the last commit.
     commits: u64,
     restored_at: Option<Timestamp>,
@@ -68,6 +73,7 @@ impl Store {
             .map(|(i, name)| (name.clone(), LaneId(i)))
             .collect();
         Ok(Self {
+            unrecorded: Unrecorded::default(),
             commits: marks.commits,
             restored_at: marks.opened(&connection).map_err(store_error)?,
             connection,
@@ -115,19 +121,28 @@ impl Store {
     /// Answers these from one view of what is durable: each by itself would lock the file anew.
     pub(super) fn claims(&mut self, claims: &[Claim]) -> rusqlite::Result<Vec<Claimed>> {
         let view = self.connection.transaction()?;
-        let claimed = claims.iter().map(|claim| {
-            let account = self.accounts[claim.lane.0].as_str();
-            claimed(&view, account, claim)
-        });
-        let claimed = claimed.collect();
+        let mut claimed = Vec::with_capacity(claims.len());
+        {
+            let mut recorded = Recorded::of(&view)?;
+            for claim in claims {
+                let account = self.accounts[claim.lane.0].as_str();
+                let command = command_key(account, claim.command_id.as_str());
+                let known = recorded.of_claim(account, command, claim)?;
+                if known.results.is_empty() {
+                    self.unrecorded.note(command);
+                }
+                claimed.push(known);
+            }
+        }
         view.finish()?;
-        claimed
+        Ok(claimed)
     }
 
     pub(super) fn begin(&mut self) -> rusqlite::Result<Writing<'_>> {
         Ok(Writing {
             transaction: self.connection.transaction()?,
             accounts: &self.accounts,
+            unrecorded: &mut self.unrecorded,
             commits: &mut self.commits,
             held: &self.held,
         })
@@ -170,6 +185,7 @@ impl Store {
 pub(super) struct Writing<'a> {
     pub(super) transaction: Transaction<'a>,
     accounts: &'a [AccountName],
+    unrecorded: &'a mut Unrecorded,
     commits: &'a mut u64,
     held: &'a Held,
 }
@@ -180,7 +196,7 @@ impl Writing<'_> {
         self.orders(&list.orders)
     }
 
-    pub(super) fn record(&self, record: &Record) -> rusqlite::Result<()> {
+    pub(super) fn record(&mut self, record: &Record) -> rusqlite::Result<()> {
         self.orders(&record.orders)?;
         // A result replaces one only when the command came again and the order was tried again.
         let mut replace = self.transaction.prepare_cached(
@@ -196,8 +212,9 @@ impl Writing<'_> {
             let account = self.accounts[row.lane.0].as_str();
             let command_id = row.command_id.as_str();
             let (code, message) = words(&row.ending);
+            let command = command_key(account, command_id);
             let values = params![
-                command_key(account, command_id),
+                command,
                 account,
                 command_id,
                 &*row.order_no,
@@ -207,7 +224,7 @@ impl Writing<'_> {
                 row.attempts,
                 row.occurred_at.as_millisecond(),
             ];
-            if replace.execute(values)? == 0 {
+            if self.unrecorded.take(command) || replace.execute(values)? == 0 {
                 insert.execute(values)?;
             }
         }
@@ -343,38 +360,76 @@ fn timestamp(millis: i64) -> rusqlite::Result<Timestamp> {
     Timestamp::from_millisecond(millis).map_err(|_| damaged("a time", &millis.to_string()))
 }
 
-/// What is recorded of a command and its orders.
-fn claimed(connection: &Connection, account: &str, claim: &Claim) -> rusqlite::Result<Claimed> {
-    let mut by_command = connection.prepare_cached(
-        "SELECT order_no, fingerprint, code, message, attempts, occurred_at
-         FROM results WHERE command_key = ?1 AND account = ?2 AND command_id = ?3",
-    )?;
-    let command_id = claim.command_id.as_str();
-    let results = by_command
-        .query_map(
-            params![command_key(account, command_id), account, command_id],
-            |row| result_row(row, claim.lane, &claim.command_id),
-        )?
-        .collect::<rusqlite::Result<Vec<_>>>()?;
-    let mut by_number = connection.prepare_cached(
-        "SELECT state, attempts, spent, since, code, message, changed_at
-         FROM orders WHERE order_no = ?2 AND account = ?1",
-    )?;
-    let mut orders = Vec::with_capacity(claim.orders.len());
-    for (key, order_no) in &claim.orders {
-        let row = by_number
-            .query_row(params![account, order_no.as_str()], |row| {
-                order_row(row, claim.lane, order_no)
-            })
-            .optional()?;
-        orders.push((*key, Holding::Ours(row, Fence::default())));
+/// What is recorded of commands and orders, in one view.
+struct Recorded<'a> {
+    by_command: CachedStatement<'a>,
+    by_number: CachedStatement<'a>,
+}
+
+impl<'a> Recorded<'a> {
+    fn of(view: &'a Connection) -> rusqlite::Result<Self> {
+        Ok(Self {
+            by_command: view.prepare_cached(
+                "SELECT order_no, fingerprint, code, message, attempts, occurred_at
+                 FROM results WHERE command_key = ?1 AND account = ?2 AND command_id = ?3",
+            )?,
+            by_number: view.prepare_cached(
+                "SELECT state, attempts, spent, since, code, message, changed_at
+                 FROM orders WHERE order_no = ?2 AND account = ?1",
+            )?,
+        })
     }
-    Ok(Claimed {
-        command: claim.command,
-        results,
-        id_is_taken: false,
-        orders,
-    })
+
+    fn of_claim(
+        &mut self,
+        account: &str,
+        command: i64,
+        claim: &Claim,
+    ) -> rusqlite::Result<Claimed> {
+        let whose = params![command, account, claim.command_id.as_str()];
+        let results = self
+            .by_command
+            .query_map(whose, |row| result_row(row, claim.lane, &claim.command_id))?
+            .collect::<rusqlite::Result<Vec<_>>>()?;
+        let mut orders = Vec::with_capacity(claim.orders.len());
+        for (key, order_no) in &claim.orders {
+            let row = self
+                .by_number
+                .query_row(params![account, order_no.as_str()], |row| {
+                    order_row(row, claim.lane, order_no)
+                })
+                .optional()?;
+            orders.push((*key, Holding::Ours(row, Fence::default())));
+        }
+        Ok(Claimed {
+            command: claim.command,
+            results,
+            id_is_taken: false,
+            orders,
+        })
+    }
+}
+
+/// Commands of which nothing is recorded, so that their first result needs no look for an earlier
+/// one, which is a page anywhere in the index. Each is forgotten with that first result, or with all
+/// others when they become many: then there is a look where none was needed.
+#[derive(Default)]
+struct Unrecorded(HashSet<i64>);
+
+impl Unrecorded {
+    /// Many times as many as can be in hand.
+    const MOST: usize = 20_000;
+
+    fn note(&mut self, command: i64) {
+        if self.0.len() >= Self::MOST {
+            self.0.clear();
+        }
+        self.0.insert(command);
+    }
+
+    fn take(&mut self, command: i64) -> bool {
+        self.0.remove(&command)
+    }
 }
 
 fn order_row(row: &Row<'_>, lane: LaneId, order_no: &OrderNo) -> rusqlite::Result<OrderRow> {
