@@ -212,6 +212,7 @@ fn broker_settings(config: &Config) -> broker::Settings {
         dead_queue: config.amqp.dead_queue.clone(),
         declare: config.amqp.declare,
         prefetch: prefetch(config),
+        accounts: config.accounts.keys().cloned().collect(),
     }
 }
 

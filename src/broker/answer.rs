@@ -15,19 +15,18 @@ use futures_util::future::{join_all, maybe_done, try_join};
 use jiff::Timestamp;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicPublishOptions};
-use lapin::types::DeliveryTag;
-use lapin::{Acker, BasicProperties, Channel, Confirmation, PublisherConfirm};
+use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::held::Done;
+use super::held::{Done, Number};
 use super::reply::{self, Courier};
 use super::session::SessionError;
 use super::wire::{self, BODY_MAX_BYTES};
 use super::{BrokerEvent, Deliveries, Settings};
 use crate::rules::desk::{Fate, Finished, Parking, Telling, Ticket};
-use crate::rules::outstanding::{Ack, Tag};
+use crate::rules::outstanding::Ack;
 
 /// Publications in one batch at most: enough to share the wait for the confirms, few enough to
 /// bound what is uncertain when the broker goes away.
@@ -360,16 +359,11 @@ pub(super) async fn settle(
         // Written in any sequence: one that covers many is older than all the others.
         let patience = if is_over { Duration::ZERO } else { GAP_MAX };
         let acks = deliveries.acknowledgeable(patience);
-        let returns = returns.iter().map(|held| async {
-            fail_point!("give-back");
-            let given_back = return_to_queue(deliveries, held.delivery_tag, &held.acker).await;
-            fail_point!("given-back");
-            given_back
-        });
-        let (acknowledged, returned) =
-            tokio::join!(join_all(acks.iter().map(acknowledge)), join_all(returns));
+        let acknowledged = join_all(acks.iter().map(acknowledge));
+        let (acknowledged, returned) = tokio::join!(acknowledged, give_back(&returns, deliveries));
         all_settled(acknowledged)?;
-        all_settled(returned)?;
+        returned?;
+        deliveries.acknowledged();
         if is_over {
             return Ok(());
         }
@@ -395,28 +389,23 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-/// Gives deliveries back to the queue that were never handed on.
+/// Gives deliveries back to the queue. Until the broker has been told, no acknowledgement of a later
+/// one may cover them.
 pub(super) async fn give_back(
-    returns: &[(DeliveryTag, Acker)],
+    returns: &[Number],
     deliveries: &Deliveries,
 ) -> Result<(), SessionError> {
-    let returns = returns.iter();
-    all_settled(
-        join_all(returns.map(|(tag, acker)| return_to_queue(deliveries, *tag, acker))).await,
-    )
-}
-
-/// Until the broker has been told, no acknowledgement of a later one may cover it.
-async fn return_to_queue(
-    deliveries: &Deliveries,
-    tag: DeliveryTag,
-    acker: &Acker,
-) -> lapin::Result<bool> {
-    let given_back = acker.nack(requeue()).await;
-    if matches!(given_back, Ok(true)) {
-        deliveries.gave_back(Tag(tag));
-    }
-    given_back
+    let returns = returns.iter().map(|number| async {
+        let Some(channel) = deliveries.channel_of(*number) else {
+            return Err(SessionError::NotAcknowledged);
+        };
+        fail_point!("give-back");
+        channel.basic_nack(number.tag(), requeue()).await?;
+        fail_point!("given-back");
+        deliveries.gave_back(*number);
+        Ok(())
+    });
+    join_all(returns).await.into_iter().collect()
 }
 
 fn all_settled(answers: Vec<lapin::Result<bool>>) -> Result<(), SessionError> {

@@ -26,6 +26,7 @@ use tracing::{error, info, warn};
 use super::answer::{self, Outlet, Publication, Settlement};
 use super::intake::{self, Inlet, Tickets};
 use super::mend;
+use super::peek::Accounts;
 use super::reply::Courier;
 use super::session::{Mark, Progress, SessionError};
 use super::topology;
@@ -311,7 +312,8 @@ impl Supervisor {
         self.state.send_replace(LinkState::Connected {
             since: Timestamp::now(),
         });
-        let deliveries = Deliveries::default();
+        let shares = intake::shares(&self.settings);
+        let deliveries = Deliveries::on(session.inlet.clone(), shares);
         let (blocked_tx, blocked) = watch::channel(false);
         let watching = Watching {
             publishing: &session.publishing,
@@ -322,8 +324,9 @@ impl Supervisor {
             deliveries: &deliveries,
         };
         let mut inlet = Inlet {
-            channel: session.inlet.clone(),
+            connection: &session.consuming,
             settings: &self.settings,
+            accounts: Accounts::new(&self.settings.accounts),
             wanted: self.wanted.clone(),
             deliveries: &deliveries,
             events: &self.events,
@@ -504,7 +507,7 @@ impl Watching<'_> {
             };
             self.progress.looked(queue.message_count().into());
             let is_odd = queue.message_count() > 0 || queue.consumer_count() == 0;
-            let has_room = self.progress.has_room(self.deliveries.load().0);
+            let has_room = self.progress.has_room(self.deliveries.unsettled());
             let now = mark.filter(|_| is_odd && has_room);
             if now.is_some() && now == suspect {
                 return Err(SessionError::Silent);

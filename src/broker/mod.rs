@@ -10,6 +10,7 @@ mod held;
 pub mod intake;
 pub mod link;
 mod mend;
+mod peek;
 mod reply;
 pub mod session;
 pub mod topology;
@@ -21,6 +22,7 @@ use lapin::message::Delivery;
 
 use crate::rules::admit::{RawCommand, RawProperties};
 use crate::rules::desk::{CommandKey, Fate, Ticket};
+use crate::rules::order::AccountName;
 use crate::rules::poison::{Digest, SUSPECT};
 use held::Deliveries;
 
@@ -37,8 +39,10 @@ pub struct Settings {
     pub dead_queue: String,
     /// `amqp.declare`.
     pub declare: bool,
-    /// Deliveries in hand at most.
+    /// Deliveries in hand at most, but for what `rules/share.rs` says.
     pub prefetch: u16,
+    /// The accounts that share the queue.
+    pub accounts: Vec<AccountName>,
 }
 
 /// What the broker's side reports to the worker, in the order in which it happened.

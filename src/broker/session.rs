@@ -96,7 +96,7 @@ impl SessionError {
 pub struct Progress {
     consuming: AtomicBool,
     subscriptions: AtomicU64,
-    /// Deliveries that may be in hand at present; none while memory is full.
+    /// Deliveries of the subscription that need not be settled; none while memory is full.
     width: AtomicU64,
     delivered: AtomicU64,
     blocked: Mutex<Option<String>>,
@@ -123,9 +123,9 @@ impl Progress {
         self.width.store(width.into(), Ordering::Relaxed);
     }
 
-    /// With so many in hand, more would be taken.
-    pub(super) fn has_room(&self, in_hand: usize) -> bool {
-        in_hand < usize::try_from(self.width.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
+    /// While so many of the subscription's are not settled, more would come.
+    pub(super) fn has_room(&self, unsettled: usize) -> bool {
+        unsettled < usize::try_from(self.width.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
     }
 
     pub(super) fn delivered(&self) {

@@ -15,6 +15,7 @@ pub mod pace;
 pub mod pattern;
 pub mod poison;
 pub mod policy;
+pub mod share;
 pub mod time;
 pub mod trace;
 pub mod window;

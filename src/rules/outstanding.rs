@@ -8,6 +8,7 @@
 //! little for it to close, and is then acknowledged by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use super::time::Mono;
@@ -114,6 +115,17 @@ impl<P> Outstanding<P> {
             }
         }
         acks
+    }
+
+    /// The one that came last.
+    pub fn last(&self) -> Tag {
+        self.last
+    }
+
+    /// How many of those after this one are not acknowledged, nor back.
+    pub fn unsettled_after(&self, tag: Tag) -> usize {
+        let later = (Bound::Excluded(tag), Bound::Unbounded);
+        self.open.range(later).count() + self.finished.range(later).count()
     }
 
     /// Since when the oldest of what is finished waits.

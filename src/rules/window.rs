@@ -51,9 +51,7 @@ impl Window {
     /// A delivery of this weight has come, while `count` of together `in_hand` are in hand.
     pub fn arrive(&mut self, weight: usize, count: usize, in_hand: usize) -> Arrival {
         if count > 0 && in_hand.saturating_add(weight) > self.max_weight {
-            let half = u16::try_from(count / 2).unwrap_or(u16::MAX);
-            self.now = half.clamp(1, self.now);
-            (self.taken, self.weight) = (0, 0);
+            self.narrow(count);
             return Arrival::GiveBack;
         }
         self.taken += 1;
@@ -68,6 +66,13 @@ impl Window {
             return Arrival::TakeAndWiden;
         }
         Arrival::Take
+    }
+
+    /// Something too heavy has come, while `count` are in hand: the next window fits half of them.
+    pub fn narrow(&mut self, count: usize) {
+        let half = u16::try_from(count / 2).unwrap_or(u16::MAX);
+        self.now = half.clamp(1, self.now);
+        (self.taken, self.weight) = (0, 0);
     }
 
     /// After a delivery of this weight was given back: the weight in hand at which to go on.
