@@ -7,6 +7,9 @@
 //! Checked at every step are the laws of the contract, at the end that everything was told and
 //! acknowledged and that nothing is left in hand: [`laws`].
 
+// What the tests share knows the rules by the worker's name.
+extern crate rules_alone as wdt_cancel_worker;
+
 mod broker;
 mod choices;
 mod config;
