@@ -9,6 +9,7 @@ use std::fmt::{self, Write as _};
 use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use wdt_cancel_worker::rules::delay::Delays;
 use wdt_cancel_worker::rules::desk::{
     AccountPolicy, Action, CallId, Claim, Claimed, Desk, Fate, Fence, Intake, LaneId, Load,
@@ -271,6 +272,8 @@ pub struct World<'a> {
     pub in_doubt: BTreeSet<Key>,
     /// The settled outcome that was told of an order of a command.
     pub settled: BTreeMap<(usize, String), Outcome>,
+    /// When the last unsettled ending that was told of it had come about.
+    pub unsettled: BTreeMap<(usize, String), Timestamp>,
 
     trace: Option<Vec<String>>,
     pub broken: Option<String>,
@@ -352,6 +355,7 @@ impl<'a> World<'a> {
             timed_out: Vec::new(),
             in_doubt: BTreeSet::new(),
             settled: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
             trace: tells.then(Vec::new),
             broken: None,
             config,
@@ -416,7 +420,7 @@ impl<'a> World<'a> {
             self.states,
             self.timed_out,
             self.in_doubt,
-            self.settled,
+            (&self.settled, &self.unsettled),
         )
         .unwrap();
         digest.0.finish()
