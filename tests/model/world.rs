@@ -79,7 +79,8 @@ pub enum Job {
 #[derive(Debug, Clone)]
 pub enum Done {
     Claimed(Claimed),
-    Recorded(RecordId, Vec<Key>),
+    /// What it holds of lost orders, and under which claims the rest was recorded.
+    Recorded(RecordId, Vec<Key>, Vec<(Key, Fence)>),
     Sent(SendList),
     NotSent(CallId, Vec<Key>),
     Released,
@@ -741,7 +742,8 @@ impl<'a> World<'a> {
                 self.recorded.extend(record.results.iter().map(told_of));
                 self.check_flights();
                 self.check_results();
-                Done::Recorded(record.id, lost)
+                let claims = self.shared.claims(&record);
+                Done::Recorded(record.id, lost, claims)
             }
             Job::Send(list) => {
                 let lost = self.shared.lost_rows(&list.orders);
@@ -764,7 +766,12 @@ impl<'a> World<'a> {
         let worker = &mut self.workers[self.at];
         match done {
             Done::Claimed(claimed) => worker.desk.claimed(self.now, claimed),
-            Done::Recorded(id, lost) => worker.desk.recorded(id, &lost),
+            Done::Recorded(id, mut lost, claims) => {
+                // Its own clock tells a worker that its lease is over: another one may have said
+                // more of the order since.
+                lost.extend(self.shared.lost_claims(claims));
+                worker.desk.recorded(id, &lost);
+            }
             Done::NotSent(call, lost) => worker.desk.not_sent(call, &lost),
             Done::Released => {}
             Done::Sent(list) => {
