@@ -37,9 +37,12 @@ const ORDER_DELAYS: Delays = Delays {
 const HOLD: Duration = Duration::from_secs(20 * 60);
 /// Between tries of an event that no queue takes.
 const UNTOLD_PAUSE: Duration = Duration::from_secs(10);
-/// Commands taken for each order that can be in a call: while one list is out, the next ones are
-/// recorded, told and acknowledged.
-const PREFETCH_PER_CALL_PLACE: usize = 8;
+/// How long a list that is not full waits for more orders: long enough that orders which come at a
+/// few hundred a second share calls, too short for anybody to notice.
+const GATHER: Duration = Duration::from_millis(5);
+/// Commands taken for each order that can be in a call: while one list is out, many others are
+/// recorded, told, confirmed and acknowledged, each in groups.
+const PREFETCH_PER_CALL_PLACE: usize = 25;
 /// Bounds of the prefetch: enough to share calls, few enough to bound memory.
 const PREFETCH_MIN: usize = 64;
 const PREFETCH_MAX: usize = 2000;
@@ -141,6 +144,7 @@ fn policy(config: &Config) -> Policy {
         max_age: config.retry.max_age,
         hold: HOLD,
         untold_pause: UNTOLD_PAUSE,
+        gather: GATHER,
     }
 }
 

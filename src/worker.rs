@@ -7,10 +7,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use jiff::Timestamp;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
@@ -36,6 +37,11 @@ use crate::rules::time::{Mono, Now};
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Events read before the desk is asked again: enough to make groups of what has gathered.
 const GROUP_MAX: usize = 512;
+/// With so many commands in hand, what happens within [`GATHER`] is handled together: in fewer turns,
+/// commits, packets. With fewer, each event is handled at once.
+const BUSY: usize = 64;
+/// See [`BUSY`]. The timer's own step.
+const GATHER: Duration = Duration::from_millis(1);
 
 /// Both clocks, since the worker started.
 #[derive(Debug, Clone, Copy)]
@@ -175,24 +181,9 @@ impl Worker {
                 .wake_at(now.mono)
                 .unwrap_or(now.mono + SWEEP_EVERY);
             tokio::select! {
-                Some(event) = self.events.recv() => {
-                    self.heard(&mut running, event);
-                    for _ in 1..GROUP_MAX {
-                        let Ok(event) = self.events.try_recv() else { break };
-                        self.heard(&mut running, event);
-                    }
-                }
-                Some(done) = self.done.recv() => {
-                    self.became_durable(&mut running, done);
-                    for _ in 1..GROUP_MAX {
-                        let Ok(done) = self.done.try_recv() else { break };
-                        self.became_durable(&mut running, done);
-                    }
-                }
-                Some(done) = running.calls.join_next() => match done {
-                    Ok(done) => self.answered(done),
-                    Err(panic) => anyhow::bail!("a call's task failed: {panic}"),
-                },
+                Some(event) = self.events.recv() => self.heard(&mut running, event),
+                Some(done) = self.done.recv() => self.became_durable(&mut running, done),
+                Some(done) = running.calls.join_next() => self.answered(done)?,
                 error = self.link.failed() => {
                     self.end_run(&mut running);
                     self.close().await;
@@ -215,10 +206,54 @@ impl Worker {
                 }
                 () = sleep_until(drain_ends) => return Ok(self.left(&running)),
             }
+            if self.desk.commands() >= BUSY {
+                self.gather(&mut running).await?;
+            }
+            self.hear_all(&mut running)?;
             if drain_ends.is_some() {
                 self.desk.give_back_idle();
             }
         }
+    }
+
+    /// Lets more happen before the next turn. What a call waits for, or many orders wait for, is
+    /// handled at once: a list that may be sent, the answer to one.
+    async fn gather(&mut self, running: &mut Running) -> anyhow::Result<()> {
+        let over = tokio::time::sleep(GATHER);
+        tokio::pin!(over);
+        loop {
+            tokio::select! {
+                () = &mut over => return Ok(()),
+                Some(done) = self.done.recv() => {
+                    let is_urgent = matches!(done, Done::Sent(_));
+                    self.became_durable(running, done);
+                    if is_urgent {
+                        return Ok(());
+                    }
+                }
+                Some(done) = running.calls.join_next() => return self.answered(done),
+            }
+        }
+    }
+
+    /// Whatever else has happened by now, within bounds.
+    fn hear_all(&mut self, running: &mut Running) -> anyhow::Result<()> {
+        for _ in 0..GROUP_MAX {
+            let Ok(event) = self.events.try_recv() else {
+                break;
+            };
+            self.heard(running, event);
+        }
+        for _ in 0..GROUP_MAX {
+            let Ok(done) = self.done.try_recv() else {
+                break;
+            };
+            self.became_durable(running, done);
+        }
+        while let Some(done) = running.calls.try_join_next() {
+            self.answered(done)?;
+        }
+        Ok(())
     }
 
     async fn close(self) {
@@ -389,9 +424,9 @@ impl Worker {
         });
     }
 
-    fn answered(&mut self, done: CallDone) {
+    fn answered(&mut self, done: Result<CallDone, JoinError>) -> anyhow::Result<()> {
         let now = self.clock.now();
-        match done {
+        match done.context("a call's task failed")? {
             CallDone::Cancel(lane, call, orders, ended) => {
                 self.note_call(lane, Method::Cancel, orders, &ended);
                 self.desk.cancel_answered(now, call, &ended.end);
@@ -405,6 +440,7 @@ impl Worker {
                 self.desk.probe_answered(now, call, &ended.end);
             }
         }
+        Ok(())
     }
 
     // ---- what is to be done ----

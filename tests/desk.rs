@@ -94,6 +94,7 @@ fn desk(verify: Verify) -> Desk {
         max_age: Duration::from_secs(MAX_AGE),
         hold: Duration::from_secs(HOLD),
         untold_pause: Duration::from_secs(10),
+        gather: Duration::ZERO,
     };
     let account = AccountPolicy {
         name: AccountName::new("default").unwrap(),

@@ -391,7 +391,7 @@ proptest! {
         others in 0_u64..50,
     ) {
         let culprit = OrderKey(culprit.index(usize::try_from(orders).unwrap()) as u64);
-        let mut lane = Lane::new(AccountName::new("a").unwrap(), Pace::new(0, 1), u32::try_from(orders).unwrap());
+        let mut lane = Lane::new(AccountName::new("a").unwrap(), Pace::new(0, 1), u32::try_from(orders).unwrap(), Duration::ZERO);
         let now = Now { mono: Mono::default(), wall: Timestamp::UNIX_EPOCH };
         prop_assert_eq!(lane.next_call(now.mono), Some(NextCall::Probe));
         prop_assert_eq!(lane.call_ended(now, Method::Probe, News::Answers, 0.5), None);

@@ -6,29 +6,31 @@ use crate::bare::Kind;
 use crate::load::Shape;
 use crate::subject::Subject;
 
-/// One run of one subject.
+/// `api.max_orders_per_call` as shipped.
+pub const ORDERS_PER_CALL: usize = 20;
+const NONE: &str = "–";
+
+/// One run of one subject. CPU times are a process's own, for an order.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
     pub orders_per_second: f64,
-    /// CPU time of the subject's process for an order.
     pub cpu_micros: f64,
-    /// CPU time of the broker for an order.
     pub broker_micros: f64,
-    pub peak_kib: u64,
+    /// Of a subject that calls one.
+    pub gateway_micros: Option<f64>,
+    pub peak_mib: f64,
     pub calls_per_thousand: Option<f64>,
 }
 
 /// One run, for those who wait.
-pub fn line(subject: Subject, row: &Row) -> String {
+pub fn line(subject: &Subject, row: &Row) -> String {
     format!(
-        "{:<8} {:>7.0} orders/s  {:>5.1} µs CPU an order",
-        subject.name(),
-        row.orders_per_second,
-        row.cpu_micros
+        "{subject:<16} {:>7.0} orders/s  {:>6.1} µs CPU an order",
+        row.orders_per_second, row.cpu_micros
     )
 }
 
-/// The medians of all runs, and what they are in those of the bare loop.
+/// The medians of all runs, and what they are in those of the bare loops.
 pub fn table(subjects: &[Subject], rows: &[Vec<Row>], shape: &Shape) -> String {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
@@ -36,50 +38,62 @@ pub fn table(subjects: &[Subject], rows: &[Vec<Row>], shape: &Shape) -> String {
         "",
         "orders/s",
         "of bare",
+        "of grouped",
         "CPU µs an order",
         "of bare",
-        "of bulk",
+        "of grouped",
         "broker's CPU µs",
+        "gateway's CPU µs",
         "peak MiB",
         "calls per 1,000 orders",
     ]);
-    let of = |subject: Subject| {
-        let place = subjects.iter().position(|s| *s == subject);
-        &rows[place.unwrap_or_default()]
+    let of = |kind: Kind| {
+        let place = subjects.iter().position(|s| *s == Subject::Loop(kind));
+        place.map(|place| &*rows[place])
     };
-    let bare = of(Subject::Loop(Kind::Bare));
-    let bulk = of(Subject::Loop(Kind::Bulk));
+    let loops = [of(Kind::Bare), of(Kind::Grouped)];
     for (subject, rows) in subjects.iter().zip(rows) {
-        let speed = median(rows, |r| r.orders_per_second);
-        let cpu = median(rows, |r| r.cpu_micros);
-        let calls = rows[0].calls_per_thousand.map(|_| {
-            let calls = median(rows, |r| r.calls_per_thousand.unwrap_or_default());
-            format!("{calls:.1}")
-        });
+        let ratios = |figure: fn(&Row) -> f64| {
+            loops.map(|other| match other {
+                Some(other) => format!("{:.2}", median(rows, figure) / median(other, figure)),
+                None => NONE.into(),
+            })
+        };
+        let some = |figure: fn(&Row) -> Option<f64>| match figure(&rows[0]) {
+            Some(_) => format!("{:.1}", median(rows, |row| figure(row).unwrap_or_default())),
+            None => NONE.into(),
+        };
+        let [speed_of_bare, speed_of_grouped] = ratios(|row| row.orders_per_second);
+        let [cpu_of_bare, cpu_of_grouped] = ratios(|row| row.cpu_micros);
         table.add_row([
-            subject.name().to_owned(),
-            format!("{speed:.0}"),
-            format!("{:.2}", speed / median(bare, |r| r.orders_per_second)),
-            format!("{cpu:.1}"),
-            format!("{:.2}", cpu / median(bare, |r| r.cpu_micros)),
-            format!("{:.2}", cpu / median(bulk, |r| r.cpu_micros)),
-            format!("{:.1}", median(rows, |r| r.broker_micros)),
-            format!("{:.0}", median(rows, |r| r.peak_kib as f64 / 1024.0)),
-            calls.unwrap_or_else(|| "–".into()),
+            subject.to_string(),
+            format!("{:.0}", median(rows, |row| row.orders_per_second)),
+            speed_of_bare,
+            speed_of_grouped,
+            format!("{:.1}", median(rows, |row| row.cpu_micros)),
+            cpu_of_bare,
+            cpu_of_grouped,
+            format!("{:.1}", median(rows, |row| row.broker_micros)),
+            some(|row| row.gateway_micros),
+            format!("{:.0}", median(rows, |row| row.peak_mib)),
+            some(|row| row.calls_per_thousand),
         ]);
     }
     format!(
-        "{} orders, {} in a command, {} accounts, {} ms at the gateway; medians of {} runs\n{table}",
+        "{} orders, {} in a command, {} accounts, {} ms at the gateway; medians of {} runs; the least \
+         possible are {:.1} calls per 1,000 orders\n{table}",
         shape.orders,
         shape.orders_per_command,
         shape.accounts,
         shape.latency.as_millis(),
-        rows[0].len()
+        rows[0].len(),
+        1000.0 / ORDERS_PER_CALL as f64
     )
 }
 
-fn median(rows: &[Row], figure: impl Fn(&Row) -> f64) -> f64 {
-    let mut figures: Vec<f64> = rows.iter().map(figure).collect();
+/// Of an even number the upper one.
+pub fn median<T>(items: &[T], figure: impl Fn(&T) -> f64) -> f64 {
+    let mut figures: Vec<f64> = items.iter().map(figure).collect();
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
 }

@@ -8,24 +8,32 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join};
 use jiff::Timestamp;
+use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicPublishOptions};
+use lapin::types::DeliveryTag;
 use lapin::{Acker, BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use super::held::Done;
 use super::reply::{self, Courier};
 use super::session::SessionError;
 use super::wire::{self, BODY_MAX_BYTES};
 use super::{BrokerEvent, Deliveries, Settings};
 use crate::rules::desk::{Fate, Finished, Parking, Telling, Ticket};
+use crate::rules::outstanding::{Ack, Tag};
 
 /// Publications in one batch at most: enough to share the wait for the confirms, few enough to
 /// bound what is uncertain when the broker goes away.
 const BATCH_MAX: usize = 256;
 /// Copies of commands in one batch at most: four of the largest that the contract allows.
 const COPIES_MAX_BYTES: usize = 4 * BODY_MAX_BYTES;
+/// What is finished waits so long for what came before it, so that one acknowledgement covers both.
+/// Lists that are called side by side end within milliseconds of each other, or not soon at all.
+const GAP_MAX: Duration = Duration::from_millis(5);
 /// A batch is confirmed within this time, or the session is given up; a blocked connection is
 /// waited for.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
@@ -57,6 +65,30 @@ pub(super) struct Outlet<'a> {
     pub blocked: watch::Receiver<bool>,
     pub rng: fastrand::Rng,
     pub courier: Courier,
+}
+
+/// A message on its way.
+struct Outgoing<'a> {
+    exchange: &'a str,
+    routing_key: String,
+    mandatory: bool,
+    body: Body,
+    properties: BasicProperties,
+}
+
+enum Body {
+    Event(Vec<u8>),
+    /// A command as it came; it is not copied.
+    Held(Arc<Delivery>),
+}
+
+impl Body {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Event(body) => body,
+            Self::Held(delivery) => &delivery.data,
+        }
+    }
 }
 
 impl Outlet<'_> {
@@ -96,9 +128,13 @@ impl Outlet<'_> {
         fits.count().max(1)
     }
 
+    /// Publishes a batch and reports what became of each.
+    ///
+    /// All of it is handed to the client library before anything is awaited: what is awaited one by
+    /// one is written one by one, with a thread woken for each.
     async fn publish(&mut self, batch: &[Publication]) -> Result<(), SessionError> {
         let mut sent = Vec::with_capacity(batch.len());
-        let mut confirms = Vec::with_capacity(batch.len());
+        let mut messages = Vec::with_capacity(batch.len());
         let mut copies = Vec::new();
         let mut direct = Vec::new();
         for publication in batch {
@@ -113,22 +149,22 @@ impl Outlet<'_> {
                             properties: message.properties.clone(),
                         }),
                         // Not mandatory: a requester that has gone is no error.
-                        Some(queue) => {
-                            let properties = message.properties.clone();
-                            copies.push(
-                                self.send("", queue, false, &message.body, properties)
-                                    .await?,
-                            );
-                        }
+                        Some(queue) => copies.push(Outgoing {
+                            exchange: "",
+                            routing_key: queue.to_string(),
+                            mandatory: false,
+                            body: Body::Event(message.body.clone()),
+                            properties: message.properties.clone(),
+                        }),
                         None => {}
                     }
-                    let exchange = self.settings.exchange.as_str();
-                    let key = &message.routing_key;
-                    confirms.push(
-                        self.send(exchange, key, true, &message.body, message.properties)
-                            .await?,
-                    );
-                    fail_point!("event-published");
+                    messages.push(Outgoing {
+                        exchange: &self.settings.exchange,
+                        routing_key: message.routing_key,
+                        mandatory: true,
+                        body: Body::Event(message.body),
+                        properties: message.properties,
+                    });
                     sent.push((publication, message.id));
                 }
                 Publication::Park(parking) => {
@@ -141,12 +177,30 @@ impl Outlet<'_> {
                         exchange: held.exchange.as_str(),
                         routing_key: held.routing_key.as_str(),
                     };
-                    let properties =
-                        wire::parked_properties(&held.properties, parking, origin, now_seconds());
-                    let queue = self.settings.dead_queue.as_str();
-                    confirms.push(self.send("", queue, true, &held.data, properties).await?);
-                    fail_point!("copy-published");
+                    messages.push(Outgoing {
+                        exchange: "",
+                        routing_key: self.settings.dead_queue.clone(),
+                        mandatory: true,
+                        properties: wire::parked_properties(
+                            &held.properties,
+                            parking,
+                            origin,
+                            now_seconds(),
+                        ),
+                        body: Body::Held(held),
+                    });
                     sent.push((publication, parking.envelope.command_id.as_str().to_owned()));
+                }
+            }
+        }
+        let (copies, confirms) = try_join(self.send(copies), self.send(messages)).await?;
+        for (publication, _) in &sent {
+            match publication {
+                Publication::Event(_) => {
+                    fail_point!("event-published");
+                }
+                Publication::Park(_) => {
+                    fail_point!("copy-published");
                 }
             }
         }
@@ -163,27 +217,23 @@ impl Outlet<'_> {
         wire::write(telling, trace, span, now_seconds()).map_err(SessionError::Unwritable)
     }
 
-    async fn send(
-        &self,
-        exchange: &str,
-        routing_key: &str,
-        mandatory: bool,
-        body: &[u8],
-        properties: BasicProperties,
-    ) -> lapin::Result<PublisherConfirm> {
-        let options = BasicPublishOptions {
-            mandatory,
-            ..BasicPublishOptions::default()
-        };
-        self.channel
-            .basic_publish(
-                exchange.into(),
-                routing_key.into(),
+    /// Writes these in their sequence; their confirms are still to come.
+    async fn send(&self, messages: Vec<Outgoing<'_>>) -> lapin::Result<Vec<PublisherConfirm>> {
+        let published = messages.iter().map(|message| {
+            let options = BasicPublishOptions {
+                mandatory: message.mandatory,
+                ..BasicPublishOptions::default()
+            };
+            self.channel.basic_publish(
+                message.exchange.into(),
+                message.routing_key.as_str().into(),
                 options,
-                body,
-                properties,
+                message.body.bytes(),
+                message.properties.clone(),
             )
-            .await
+        });
+        // Each is begun in its turn, and numbered as it is begun.
+        join_all(published).await.into_iter().collect()
     }
 
     /// The confirms, unless they do not come. Time spent blocked does not count.
@@ -268,44 +318,78 @@ pub(super) async fn settle(
 ) -> Result<(), SessionError> {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     loop {
-        if settlements.recv_many(&mut batch, BATCH_MAX).await == 0 {
+        let is_over = tokio::select! {
+            count = settlements.recv_many(&mut batch, BATCH_MAX) => count == 0,
+            () = sleep_until(deliveries.waited(GAP_MAX)) => false,
+        };
+        let mut returns = Vec::new();
+        for settlement in batch.drain(..) {
+            match settlement {
+                Settlement::Acknowledge(finished) => deliveries.finish(finished),
+                // One of a lost session comes again anyhow.
+                Settlement::Return(ticket) => returns.extend(deliveries.let_go(ticket)),
+            }
+        }
+        // Written in any sequence: one that covers many is older than all the others.
+        let patience = if is_over { Duration::ZERO } else { GAP_MAX };
+        let acks = deliveries.acknowledgeable(patience);
+        let returns = returns.iter().map(|held| async {
+            fail_point!("give-back");
+            let given_back = return_to_queue(deliveries, held.delivery_tag, &held.acker).await;
+            fail_point!("given-back");
+            given_back
+        });
+        let (acknowledged, returned) =
+            tokio::join!(join_all(acks.iter().map(acknowledge)), join_all(returns));
+        all_settled(acknowledged)?;
+        all_settled(returned)?;
+        if is_over {
             return Ok(());
         }
-        let done = join_all(batch.drain(..).map(|settlement| {
-            let ticket = match &settlement {
-                Settlement::Acknowledge(finished) => finished.ticket(),
-                Settlement::Return(ticket) => *ticket,
-            };
-            let held = deliveries.let_go(ticket);
-            async move {
-                let Some(held) = held else {
-                    // Of a lost session; the broker gives it to somebody again.
-                    return Ok(true);
-                };
-                match settlement {
-                    Settlement::Acknowledge(_) => {
-                        fail_point!("acknowledge");
-                        let acknowledged = held.ack(BasicAckOptions::default()).await;
-                        fail_point!("acknowledged");
-                        acknowledged
-                    }
-                    Settlement::Return(_) => {
-                        fail_point!("give-back");
-                        let given_back = held.nack(requeue()).await;
-                        fail_point!("given-back");
-                        given_back
-                    }
-                }
-            }
-        }))
-        .await;
-        all_settled(done)?;
+    }
+}
+
+async fn acknowledge(ack: &Ack<Done>) -> lapin::Result<bool> {
+    ack.covered().for_each(|_| {
+        fail_point!("acknowledge");
+    });
+    let multiple = ack.is_multiple();
+    let acknowledged = ack.last().acker.ack(BasicAckOptions { multiple }).await;
+    ack.covered().for_each(|_| {
+        fail_point!("acknowledged");
+    });
+    acknowledged
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
 /// Gives deliveries back to the queue that were never handed on.
-pub(super) async fn give_back(deliveries: Vec<Acker>) -> Result<(), SessionError> {
-    all_settled(join_all(deliveries.iter().map(|delivery| delivery.nack(requeue()))).await)
+pub(super) async fn give_back(
+    returns: &[(DeliveryTag, Acker)],
+    deliveries: &Deliveries,
+) -> Result<(), SessionError> {
+    let returns = returns.iter();
+    all_settled(
+        join_all(returns.map(|(tag, acker)| return_to_queue(deliveries, *tag, acker))).await,
+    )
+}
+
+/// Until the broker has been told, no acknowledgement of a later one may cover it.
+async fn return_to_queue(
+    deliveries: &Deliveries,
+    tag: DeliveryTag,
+    acker: &Acker,
+) -> lapin::Result<bool> {
+    let given_back = acker.nack(requeue()).await;
+    if matches!(given_back, Ok(true)) {
+        deliveries.gave_back(Tag(tag));
+    }
+    given_back
 }
 
 fn all_settled(answers: Vec<lapin::Result<bool>>) -> Result<(), SessionError> {

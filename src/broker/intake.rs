@@ -7,7 +7,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::OptionFuture;
 use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use lapin::types::{DeliveryTag, FieldTable};
 use lapin::{Acker, Channel, Consumer};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
@@ -36,9 +36,16 @@ pub(super) struct Tickets(u64);
 /// What of one subscription is too much.
 #[derive(Default)]
 struct Excess {
-    deliveries: Vec<Acker>,
+    deliveries: Vec<(DeliveryTag, Acker)>,
     /// The weight in hand at which to go on, once there is any.
     goes_on_at: Option<usize>,
+}
+
+impl Excess {
+    fn push(&mut self, delivery: Delivery) {
+        self.deliveries
+            .push((delivery.delivery_tag, delivery.acker));
+    }
 }
 
 pub(super) struct Inlet<'a> {
@@ -126,7 +133,7 @@ impl Inlet<'_> {
                 "as much in hand as memory allows; fewer commands at once"
             );
             self.progress.set_width(0);
-            give_back(excess.deliveries).await?;
+            give_back(&excess.deliveries, self.deliveries).await?;
             self.deliveries.at_most(weight).await;
         }
         Ok(())
@@ -135,9 +142,10 @@ impl Inlet<'_> {
     /// Takes a delivery in hand, or notes that it goes back; `true` when no more are wanted by this
     /// subscription.
     fn take(&mut self, delivery: Delivery, excess: &mut Excess) -> bool {
+        self.deliveries.came(&delivery);
         if excess.goes_on_at.is_some() {
             // Its body is let go at once: others come faster than anything could be given back.
-            excess.deliveries.push(delivery.acker);
+            excess.push(delivery);
             return false;
         }
         let weight = weigh(&delivery);
@@ -147,7 +155,7 @@ impl Inlet<'_> {
             Arrival::Take | Arrival::TakeAndWiden => self.hand_on(delivery, weight),
             Arrival::GiveBack => {
                 excess.goes_on_at = Some(self.window.goes_on_at(weight));
-                excess.deliveries.push(delivery.acker);
+                excess.push(delivery);
             }
         }
         arrival != Arrival::Take

@@ -93,7 +93,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             });
         }
     };
-    let runtime = match tokio::runtime::Runtime::new() {
+    // One thread: what is joined here waits for others most of the time, and to wake another thread
+    // costs more than what that would do.
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("wdt-cancel-worker: the runtime cannot be started: {error}");

@@ -329,14 +329,19 @@ impl Keeper {
     }
 
     fn handle(&mut self, group: Vec<Request>) {
-        let (claims, writes): (Vec<_>, Vec<_>) = group
-            .into_iter()
-            .partition(|request| matches!(request, Request::Claim(_)));
-        for claim in claims {
-            if let Request::Claim(claim) = claim {
-                let claimed = self.until_it_works(|store| store.claim(&claim));
+        let mut claims = Vec::new();
+        let mut writes = Vec::new();
+        for request in group {
+            match request {
+                Request::Claim(claim) => claims.push(claim),
+                other => writes.push(other),
+            }
+        }
+        if !claims.is_empty() {
+            let claimed = self.until_it_works(|store| store.claims(&claims));
+            for claimed in claimed.into_iter().flatten() {
                 fail_point!("claim-read");
-                self.report(claimed.map(Done::Claimed));
+                self.report(Done::Claimed(claimed));
             }
         }
         if writes.is_empty() {
@@ -355,15 +360,15 @@ impl Keeper {
             match request {
                 Request::Send(list, _) => {
                     fail_point!("send-committed");
-                    self.report(Some(Done::Sent(Sent(list))));
+                    self.report(Done::Sent(Sent(list)));
                 }
                 Request::Record(record) => {
                     fail_point!("record-committed");
-                    self.report(Some(Done::Recorded(record.id)));
+                    self.report(Done::Recorded(record.id));
                 }
                 Request::BeginTrial(..) => {
                     fail_point!("trial-committed");
-                    self.report(Some(Done::TrialBegun));
+                    self.report(Done::TrialBegun);
                 }
                 Request::Call(..)
                 | Request::Claim(_)
@@ -374,11 +379,9 @@ impl Keeper {
         }
     }
 
-    fn report(&self, done: Option<Done>) {
+    fn report(&self, done: Done) {
         // A worker that no longer listens is stopping; what is durable is durable.
-        if let Some(done) = done {
-            drop(self.done.send(done));
-        }
+        drop(self.done.send(done));
     }
 
     /// Tries until it works; `None` when the worker stops meanwhile.

@@ -112,38 +112,16 @@ impl Store {
         Ok(calls)
     }
 
-    pub(super) fn claim(&mut self, claim: &Claim) -> rusqlite::Result<Claimed> {
-        let account = self.accounts[claim.lane.0].as_str();
-        let mut by_command = self.connection.prepare_cached(
-            "SELECT order_no, fingerprint, code, message, attempts, occurred_at
-             FROM results WHERE command_key = ?1 AND account = ?2 AND command_id = ?3",
-        )?;
-        let command_id = claim.command_id.as_str();
-        let results = by_command
-            .query_map(
-                params![command_key(account, command_id), account, command_id],
-                |row| result_row(row, claim.lane, &claim.command_id),
-            )?
-            .collect::<rusqlite::Result<Vec<_>>>()?;
-        let mut by_number = self.connection.prepare_cached(
-            "SELECT state, attempts, spent, since, code, message, changed_at
-             FROM orders WHERE order_no = ?2 AND account = ?1",
-        )?;
-        let mut orders = Vec::with_capacity(claim.orders.len());
-        for (key, order_no) in &claim.orders {
-            let row = by_number
-                .query_row(params![account, order_no.as_str()], |row| {
-                    order_row(row, claim.lane, order_no)
-                })
-                .optional()?;
-            orders.push((*key, Holding::Ours(row, Fence::default())));
-        }
-        Ok(Claimed {
-            command: claim.command,
-            results,
-            id_is_taken: false,
-            orders,
-        })
+    /// Answers these from one view of what is durable: each by itself would lock the file anew.
+    pub(super) fn claims(&mut self, claims: &[Claim]) -> rusqlite::Result<Vec<Claimed>> {
+        let view = self.connection.transaction()?;
+        let claimed = claims.iter().map(|claim| {
+            let account = self.accounts[claim.lane.0].as_str();
+            claimed(&view, account, claim)
+        });
+        let claimed = claimed.collect();
+        view.finish()?;
+        claimed
     }
 
     pub(super) fn begin(&mut self) -> rusqlite::Result<Writing<'_>> {
@@ -365,6 +343,40 @@ fn timestamp(millis: i64) -> rusqlite::Result<Timestamp> {
     Timestamp::from_millisecond(millis).map_err(|_| damaged("a time", &millis.to_string()))
 }
 
+/// What is recorded of a command and its orders.
+fn claimed(connection: &Connection, account: &str, claim: &Claim) -> rusqlite::Result<Claimed> {
+    let mut by_command = connection.prepare_cached(
+        "SELECT order_no, fingerprint, code, message, attempts, occurred_at
+         FROM results WHERE command_key = ?1 AND account = ?2 AND command_id = ?3",
+    )?;
+    let command_id = claim.command_id.as_str();
+    let results = by_command
+        .query_map(
+            params![command_key(account, command_id), account, command_id],
+            |row| result_row(row, claim.lane, &claim.command_id),
+        )?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    let mut by_number = connection.prepare_cached(
+        "SELECT state, attempts, spent, since, code, message, changed_at
+         FROM orders WHERE order_no = ?2 AND account = ?1",
+    )?;
+    let mut orders = Vec::with_capacity(claim.orders.len());
+    for (key, order_no) in &claim.orders {
+        let row = by_number
+            .query_row(params![account, order_no.as_str()], |row| {
+                order_row(row, claim.lane, order_no)
+            })
+            .optional()?;
+        orders.push((*key, Holding::Ours(row, Fence::default())));
+    }
+    Ok(Claimed {
+        command: claim.command,
+        results,
+        id_is_taken: false,
+        orders,
+    })
+}
+
 fn order_row(row: &Row<'_>, lane: LaneId, order_no: &OrderNo) -> rusqlite::Result<OrderRow> {
     let state = match row.get::<_, u8>(0)? {
         WAITING => OrderState::Waiting,
@@ -477,7 +489,7 @@ mod tests {
             fingerprint: Fingerprint([7; 16]),
             orders: vec![(OrderKey(1), OrderNo::new(number).unwrap())],
         };
-        let mut claimed = store.claim(&claim).unwrap();
+        let mut claimed = store.claims(&[claim]).unwrap().remove(0);
         let Holding::Ours(row, _) = claimed.orders.remove(0).1 else {
             panic!("an embedded ledger has one worker");
         };

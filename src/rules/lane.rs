@@ -137,8 +137,11 @@ pub struct Lane {
     /// The application may not query orders; nobody asks again before the next start.
     pub query_denied: bool,
     max_orders_per_call: usize,
+    gather: Duration,
     pace: Pace,
     ready: VecDeque<OrderKey>,
+    /// When those that are ready were first seen; what comes later shares their call.
+    ready_since: Option<Mono>,
     halves: VecDeque<Vec<OrderKey>>,
     look_ups: VecDeque<OrderKey>,
     /// Orders that wait by themselves, by the time they are due; `true` for a look-up.
@@ -159,14 +162,22 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// A lane that measures the clock before anything else.
-    pub fn new(account: AccountName, pace: Pace, max_orders_per_call: u32) -> Self {
+    /// A lane that measures the clock before anything else. A list that is not full waits for more
+    /// orders, `gather` from the first one on: calls cost money, and these milliseconds nothing.
+    pub fn new(
+        account: AccountName,
+        pace: Pace,
+        max_orders_per_call: u32,
+        gather: Duration,
+    ) -> Self {
         Self {
             account,
             query_denied: false,
             max_orders_per_call: max_orders_per_call.max(1) as usize,
+            gather,
             pace,
             ready: VecDeque::new(),
+            ready_since: None,
             halves: VecDeque::new(),
             look_ups: VecDeque::new(),
             later: BTreeMap::new(),
@@ -244,39 +255,52 @@ impl Lane {
             Health::Stopped {
                 fault: SettingsFault::Permission,
                 ..
-            } if self.look_up_is_next() => self.look_ups.pop_front().map(NextCall::LookUp),
+            } if self.look_up_is_next(now) => self.look_ups.pop_front().map(NextCall::LookUp),
             Health::Stopped { .. } if self.pace.in_flight() > 0 => None,
             Health::Stopped { fault, .. } => {
                 let asking_the_time_shows_it = *fault != SettingsFault::Permission;
-                self.take().or_else(|| {
+                self.take(now).or_else(|| {
                     self.probing = asking_the_time_shows_it;
                     asking_the_time_shows_it.then_some(NextCall::Probe)
                 })
             }
-            Health::Well => self.take(),
+            Health::Well => self.take(now),
         }
     }
 
     /// Look-ups and lists take turns where both wait, so that neither starves.
-    fn look_up_is_next(&self) -> bool {
-        let lists_wait = !self.ready.is_empty() || !self.halves.is_empty();
-        let its_turn = !lists_wait || !self.look_up_was_last;
+    fn look_up_is_next(&self, now: Mono) -> bool {
+        let list_waits = self.is_list_due(now) || !self.halves.is_empty();
+        let its_turn = !list_waits || !self.look_up_was_last;
         its_turn && !self.look_ups.is_empty()
     }
 
-    fn take(&mut self) -> Option<NextCall> {
-        self.look_up_was_last = self.look_up_is_next();
+    fn take(&mut self, now: Mono) -> Option<NextCall> {
+        self.look_up_was_last = self.look_up_is_next(now);
         if self.look_up_was_last {
             return self.look_ups.pop_front().map(NextCall::LookUp);
         }
-        let list = match self.halves.pop_front() {
-            Some(half) => half,
-            None => {
-                let most = self.ready.len().min(self.max_orders_per_call);
-                self.ready.drain(..most).collect()
-            }
-        };
-        (!list.is_empty()).then_some(NextCall::Cancel(list))
+        if let Some(half) = self.halves.pop_front() {
+            return Some(NextCall::Cancel(half));
+        }
+        if !self.is_list_due(now) {
+            return None;
+        }
+        let most = self.ready.len().min(self.max_orders_per_call);
+        let list = self.ready.drain(..most).collect();
+        self.ready_since = (!self.ready.is_empty()).then_some(now);
+        Some(NextCall::Cancel(list))
+    }
+
+    /// Whether those that are ready are enough for a list, or have waited for enough.
+    fn is_list_due(&self, now: Mono) -> bool {
+        self.ready.len() >= self.max_orders_per_call
+            || self.list_due_at().is_some_and(|at| at <= now)
+    }
+
+    fn list_due_at(&self) -> Option<Mono> {
+        let since = self.ready_since.filter(|_| !self.ready.is_empty())?;
+        Some(since + self.gather)
     }
 
     fn wake(&mut self, now: Mono) {
@@ -290,6 +314,11 @@ impl Lane {
             } else {
                 self.ready.push_back(order);
             }
+        }
+        if self.ready.is_empty() {
+            self.ready_since = None;
+        } else {
+            self.ready_since.get_or_insert(now);
         }
     }
 
@@ -307,7 +336,9 @@ impl Lane {
         } else {
             match self.pace.ask(now) {
                 Leave::Wait(until) => Some(until),
-                Leave::Go | Leave::Full => gate,
+                // Otherwise something else is to happen first, which asks again.
+                Leave::Go => gate.or_else(|| self.list_due_at().filter(|at| *at > now)),
+                Leave::Full => gate,
             }
         };
         [due, allowed].into_iter().flatten().min()
@@ -519,7 +550,7 @@ mod tests {
     /// A lane without a call limit that has measured its clock.
     fn lane() -> Lane {
         let account = AccountName::new("default").unwrap();
-        let mut lane = Lane::new(account, Pace::new(0, 2), 3);
+        let mut lane = Lane::new(account, Pace::new(0, 2), 3, Duration::ZERO);
         assert_eq!(lane.next_call(mono(0.0)), Some(NextCall::Probe));
         assert_eq!(
             lane.call_ended(now(0.0), Method::Probe, News::Answers, 0.5),
@@ -538,7 +569,7 @@ mod tests {
     #[test]
     fn nothing_is_called_before_the_clock_is_measured_but_it_is_not_awaited_for_ever() {
         let account = AccountName::new("default").unwrap();
-        let mut lane = Lane::new(account, Pace::new(0, 2), 3);
+        let mut lane = Lane::new(account, Pace::new(0, 2), 3, Duration::ZERO);
         lane.send(OrderKey(1));
         assert_eq!(lane.next_call(mono(0.0)), Some(NextCall::Probe));
         assert_eq!(lane.next_call(mono(1.0)), None);
@@ -565,6 +596,38 @@ mod tests {
         );
         lane.send(OrderKey(6));
         assert_eq!(lane.next_call(mono(1.0)), None, "two are in flight");
+    }
+
+    #[test]
+    fn a_list_that_is_not_full_waits_for_more_but_not_for_long() {
+        let mut lane = lane();
+        lane.gather = Duration::from_millis(500);
+        lane.send(OrderKey(1));
+        assert_eq!(lane.next_call(mono(1.0)), None);
+        assert_eq!(lane.wake_at(mono(1.0)), Some(mono(1.5)));
+        lane.send(OrderKey(2));
+        assert_eq!(lane.next_call(mono(1.4)), None);
+        assert_eq!(
+            lane.next_call(mono(1.5)),
+            Some(NextCall::Cancel(keys(1..3)))
+        );
+        for order in keys(3..7) {
+            lane.send(order);
+        }
+        assert_eq!(
+            lane.next_call(mono(1.6)),
+            Some(NextCall::Cancel(keys(3..6))),
+            "a full one goes at once"
+        );
+        let _ = lane.call_ended(now(1.6), Method::Cancel, News::Answers, 0.5);
+        assert_eq!(lane.next_call(mono(1.6)), None, "what is left waits anew");
+        assert_eq!(lane.wake_at(mono(1.6)), Some(mono(2.1)));
+        lane.look_up_at(mono(0.0), OrderKey(9));
+        assert_eq!(
+            lane.next_call(mono(1.7)),
+            Some(NextCall::LookUp(OrderKey(9))),
+            "a look-up does not wait for a list that waits"
+        );
     }
 
     #[test]

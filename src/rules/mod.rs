@@ -10,6 +10,7 @@ pub mod judge;
 pub mod lane;
 pub mod next;
 pub mod order;
+pub mod outstanding;
 pub mod pace;
 pub mod pattern;
 pub mod poison;

@@ -293,6 +293,7 @@ fn desk(config: &Config) -> Desk {
         max_age: MAX_AGE,
         hold: HOLD,
         untold_pause: UNTOLD_PAUSE,
+        gather: Duration::ZERO,
     };
     let most = config.commands.iter().map(|sent| sent.account).max();
     let accounts = ACCOUNTS[..=most.unwrap_or(0)].iter();

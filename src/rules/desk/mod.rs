@@ -61,6 +61,8 @@ pub struct Policy {
     pub hold: Duration,
     /// Between tries of an event that no queue takes.
     pub untold_pause: Duration,
+    /// How long a list that is not full waits for more orders.
+    pub gather: Duration,
 }
 
 /// One account, as the desk needs it.
@@ -159,7 +161,7 @@ impl Desk {
             .iter()
             .map(|a| {
                 let pace = Pace::new(a.calls_per_minute, a.concurrency);
-                Lane::new(a.name.clone(), pace, a.max_orders_per_call)
+                Lane::new(a.name.clone(), pace, a.max_orders_per_call, policy.gather)
             })
             .collect();
         let lane_ids = lanes
@@ -236,6 +238,11 @@ impl Desk {
         } else {
             Intake::Open
         }
+    }
+
+    /// How many commands are in hand.
+    pub fn commands(&self) -> usize {
+        self.commands.len()
     }
 
     /// What is in hand.
