@@ -41,11 +41,12 @@ say 'building what is fuzzed'
 fuzz() { # TARGET
   local target=$1 corpus=tests/fuzz/target/corpus/$1 log=$work/$1.log inputs speed memory coverage
   mkdir -p "$corpus"
+  # Two minutes for one input, which takes a millisecond, is for machines where nothing moves for long.
   # Memory is bounded on purpose: an input of a few KiB that takes hundreds of MiB is a fault.
   # shellcheck disable=SC2086 # what there is more is one word, or none
   if "tests/fuzz/target/$host/release/$target" \
     -runs="$runs" -max_total_time="${FUZZ_SECONDS:-0}" -max_len="${longest[$target]}" \
-    -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 -print_final_stats=1 ${more[$target]} \
+    -timeout=120 -rss_limit_mb=1024 -malloc_limit_mb=256 -print_final_stats=1 ${more[$target]} \
     -dict="tests/fuzz/${words[$target]}.dict" -artifact_prefix="$work/$target-" \
     "$corpus" "tests/fuzz/corpus/$target" >"$log" 2>&1; then
     inputs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
