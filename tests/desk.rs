@@ -118,9 +118,9 @@ fn named(order: &str) -> (LaneId, OrderNo) {
     (LaneId(0), OrderNo::new(order).unwrap())
 }
 
-fn raw(orders: &[&str]) -> RawCommand {
+fn raw(orders: &[Result<String, String>]) -> RawCommand {
     RawCommand {
-        order_no_list: orders.iter().map(|o| Ok((*o).to_owned())).collect(),
+        order_no_list: orders.to_vec(),
         ..RawCommand::default()
     }
 }
@@ -311,7 +311,7 @@ impl Bench {
     }
 
     /// Another worker records how this order ended, now, and for this command.
-    fn ends_elsewhere(&mut self, id: Option<&str>, order: &str, ending: Ending) -> OrderRow {
+    fn ends_elsewhere(&mut self, of: Option<&Sent>, order: &str, ending: Ending) -> OrderRow {
         let (lane, order_no) = named(order);
         let row = OrderRow {
             lane,
@@ -322,12 +322,12 @@ impl Bench {
             since: self.now.wall,
             fence: Fence(7),
         };
-        let result = id.map(|id| ResultRow {
+        let result = of.map(|sent| ResultRow {
             lane,
-            command_id: CommandId::new(id).unwrap(),
-            fingerprint: match admitted(id, Ok(raw(&[order]))) {
+            command_id: CommandId::new(sent.id).unwrap(),
+            fingerprint: match admitted(sent.id, Ok(raw(&sent.orders))) {
                 Admission::Accepted(command) => command.fingerprint,
-                Admission::Rejected(_) => panic!("an order number"),
+                Admission::Rejected(_) => panic!("orders"),
             },
             order_no: order.into(),
             ending,
@@ -1668,6 +1668,42 @@ fn what_was_known_of_a_lost_order_is_forgotten() {
 }
 
 #[test]
+fn an_order_that_nobody_waits_for_any_more_stays_in_hand_until_its_call_ends() {
+    let mut bench = Bench::new();
+    let sent = command("c1", &["A", "B"]);
+    bench.deliver(&sent);
+    assert_eq!(bench.go(), ["claim c1 [A B]", "send [A B]"]);
+    bench.keeps = |action| matches!(action, Action::Record(_));
+    let busy = lists(&["A"], &[("B", "单据被占用，请稍后重试")]);
+    assert_eq!(
+        bench.cancel_ends(&busy),
+        ["record [A=cancelled c1/A=cancelled]"]
+    );
+    assert_eq!(bench.pass(60), ["send [B]"]);
+    // The lease was over: the record comes too late, and another worker has told of both.
+    for order in ["A", "B"] {
+        bench.ends_elsewhere(Some(&sent), order, Ending::Cancelled);
+    }
+    bench.keeps = |_| false;
+    assert_eq!(
+        bench.record_is_lost("A"),
+        [
+            "claim c1 []",
+            "claim c1 [A]",
+            "tell c1/A cancelled again",
+            "tell c1/B cancelled again",
+            "ack 1"
+        ]
+    );
+    bench.deliver(&command("c2", &["B"]));
+    assert_eq!(
+        bench.go(),
+        ["claim c2 []"],
+        "it joins the order whose call is in flight"
+    );
+}
+
+#[test]
 fn what_the_gateway_refused_elsewhere_is_told_without_a_call() {
     let mut bench = Bench::new();
     bench.keeps = is_claim;
@@ -1748,7 +1784,7 @@ fn with_an_untold_failure() -> Bench {
 fn a_failure_that_was_not_told_is_overtaken_by_what_another_worker_recorded() {
     let mut bench = with_an_untold_failure();
     bench.now.wall = later(bench.now.wall, Duration::from_secs(1));
-    bench.ends_elsewhere(Some("c1"), "A", Ending::Cancelled);
+    bench.ends_elsewhere(Some(&command("c1", &["A"])), "A", Ending::Cancelled);
     assert_eq!(
         bench.pass(10),
         ["claim c1 []", "tell c1/A cancelled again", "ack 1"]
@@ -1760,7 +1796,7 @@ fn a_failure_that_nobody_was_told_of_before_the_session_was_lost_is_asked_for_ag
     let mut bench = with_an_untold_failure();
     bench.desk.session_lost(bench.now.mono);
     bench.now.wall = later(bench.now.wall, Duration::from_secs(1));
-    bench.ends_elsewhere(Some("c1"), "A", Ending::Cancelled);
+    bench.ends_elsewhere(Some(&command("c1", &["A"])), "A", Ending::Cancelled);
     bench.redeliver(&command("c1", &["A"]));
     assert_eq!(
         bench.go(),
@@ -1773,7 +1809,7 @@ fn a_twin_does_not_say_a_failure_over_another_workers_later_word() {
     let mut bench = with_an_untold_failure();
     bench.now.wall = later(bench.now.wall, Duration::from_secs(1));
     let unknown = Ending::not(ReasonCode::Unconfirmed, "no answer");
-    bench.ends_elsewhere(Some("c1"), "A", unknown);
+    bench.ends_elsewhere(Some(&command("c1", &["A"])), "A", unknown);
     bench.deliver(&command("c1", &["A"]));
     assert_eq!(
         bench.go(),
