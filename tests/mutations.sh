@@ -12,7 +12,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
-# A run of the model takes a minute; a mutation may make it slower, or endless.
+# A run of the model takes half a minute; a mutation may make it slower, or endless.
 readonly RUN_SECONDS=600
 
 die() { echo "mutations: $*" >&2; exit 1; }
