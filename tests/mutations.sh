@@ -54,6 +54,8 @@ for part in deps build .fingerprint; do
     cp -al "$target/debug/$part" "$work/target/debug/"
   fi
 done
+# Not the tree's own: cargo would write through the links, and each tree take the other's for fresh.
+rm -rf "$work"/target/debug/.fingerprint/{wdt-cancel-worker,model}-*
 export CARGO_TARGET_DIR=$work/target
 # The copy lies inside a repository and is none.
 export GIT_CEILING_DIRECTORIES=$work
