@@ -25,6 +25,9 @@ use tokio::time::Instant;
 /// An answer of the gateway that leaves time for something to happen meanwhile.
 const SLOW: Duration = Duration::from_millis(300);
 
+/// Two looks, half a minute apart, the first within as long; a busy machine has some time more.
+const SILENT_LIMIT: Duration = Duration::from_secs(75);
+
 // Sessions that end
 
 #[tokio::test]
@@ -176,6 +179,40 @@ async fn a_consumer_that_the_broker_has_forgotten_is_replaced() {
     assert!(told[0].contains("silent"), "{told:#?}");
 }
 
+/// The broker knows the consumer, believes that it delivers, and has more that is ready; the line
+/// lives, and no delivery comes. Takes a minute, as above.
+#[tokio::test]
+async fn a_consumer_that_is_registered_and_silent_is_replaced() {
+    let scene = Scene::fresh().await;
+    let cable = Proxy::to(scene.vhost.port(), Cable::WithoutDeliveries);
+    let url = cable.url(&scene.vhost.url());
+    let scene = scene.set("WDT_AMQP__URL", url);
+    let amqp = scene.amqp().await;
+    let mut results = amqp.results().await;
+    let worker = scene.worker().await;
+    let consumer = scene.consumer().await;
+    // The next session is to be a good one.
+    cable.set(Cable::Whole);
+    let load = Load::new(&scene.orders, "QC", 100);
+    load.send(&amqp).await;
+    let sent = Instant::now();
+    let given = consumer.prefetch;
+    scene
+        .vhost
+        .queue_holds(SOON, COMMANDS, 100 - given, given)
+        .await;
+    let told = worker.logs(LATER, LOST).await;
+    let time = sent.elapsed();
+    println!("the silence was noticed after {} ms", time.as_millis());
+    assert!(told.contains("silent"), "{told}");
+    assert!(time < SILENT_LIMIT, "after {time:?}: {told}");
+    load.is_told(&mut results, LATER).await;
+    scene.queue_is_empty().await;
+    scene.each_was_sent_once(&load);
+    scene.is_consumed_like(&consumer).await;
+    assert_eq!(lines(&worker, LOST).len(), 1, "{}", worker.log());
+}
+
 #[tokio::test]
 async fn without_declare_a_deleted_queue_is_waited_for() {
     let scene = Scene::fresh().await.set("WDT_AMQP__DECLARE", false);
@@ -187,7 +224,12 @@ async fn without_declare_a_deleted_queue_is_waited_for() {
     let mut worker = scene.worker().await;
     amqp.delete_queue(COMMANDS).await;
     worker.logs(LATER, "does not exist").await;
-    assert!(worker.not_ready("broker").await.contains(COMMANDS));
+    // The page is made anew each second, so the first may tell of the time before.
+    eventually_ok(SOON, "readiness names the queue", async || {
+        let said = worker.not_ready("broker").await;
+        said.contains(COMMANDS).then_some(()).ok_or(said)
+    })
+    .await;
     amqp.declare_queue(COMMANDS, FieldTable::default()).await;
     worker.wait_ready(LATER).await;
     let load = Load::new(&scene.orders, "QC", 10);

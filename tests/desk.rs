@@ -12,13 +12,13 @@ use ledger::Ledger;
 use wdt_cancel_worker::rules::admit::{self, Admission, House, RawCommand, RawProperties};
 use wdt_cancel_worker::rules::delay::Delays;
 use wdt_cancel_worker::rules::desk::{
-    AccountPolicy, Action, CallId, Claim, CommandKey, Desk, Fate, Fence, Intake, LaneId, Note,
-    OrderRow, OrderState, Parking, Policy, Record, ResultRow, SendList, Telling, Ticket,
+    AccountPolicy, Action, CallId, Claim, CommandKey, Desk, Fate, Fence, Holding, Intake, LaneId,
+    Note, OrderRow, OrderState, Parking, Policy, Record, ResultRow, SendList, Telling, Ticket,
 };
 use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, FoundOrder, Reply};
 use wdt_cancel_worker::rules::lane::{Method, Turn};
 use wdt_cancel_worker::rules::next::Retry;
-use wdt_cancel_worker::rules::order::{AccountName, CommandId, Ending, OrderNo};
+use wdt_cancel_worker::rules::order::{AccountName, CommandId, Ending, OrderNo, ReasonCode};
 use wdt_cancel_worker::rules::poison::Rest;
 use wdt_cancel_worker::rules::policy::Verify;
 use wdt_cancel_worker::rules::time::{Mono, Now, later};
@@ -112,6 +112,17 @@ fn admitted(id: &str, raw: Result<RawCommand, String>) -> Admission {
     };
     let shop = Shop(AccountName::new("default").unwrap());
     admit::admit(raw, properties, || CommandId::new("fresh").unwrap(), &shop)
+}
+
+fn named(order: &str) -> (LaneId, OrderNo) {
+    (LaneId(0), OrderNo::new(order).unwrap())
+}
+
+fn raw(orders: &[Result<String, String>]) -> RawCommand {
+    RawCommand {
+        order_no_list: orders.to_vec(),
+        ..RawCommand::default()
+    }
 }
 
 impl Bench {
@@ -269,6 +280,64 @@ impl Bench {
                 self.desk.parked(self.now.mono, parking.command, fate);
             }
         }
+    }
+
+    /// The oldest claim that was kept is answered, with this of its one order.
+    fn claim_ends(&mut self, holding: Holding) -> Vec<String> {
+        let Some(Open::Claim(claim)) = self.open.pop_front() else {
+            panic!("no claim is the oldest of what was kept");
+        };
+        let mut claimed = self.ledger.answer(&claim);
+        claimed.orders = vec![(claim.orders[0].0, holding)];
+        self.desk.claimed(self.now, claimed);
+        self.go()
+    }
+
+    /// The oldest record that was kept comes too late for this order.
+    fn record_is_lost(&mut self, order: &str) -> Vec<String> {
+        let Some(Open::Record(record)) = self.open.pop_front() else {
+            panic!("no record is the oldest of what was kept");
+        };
+        self.desk.recorded(record.id, &[named(order)]);
+        self.go()
+    }
+
+    /// The oldest list comes too late for this order, and is not sent.
+    fn list_is_lost(&mut self, order: &str) -> Vec<String> {
+        let call = self.take_call(Method::Cancel);
+        self.ledger.orders.remove(&named(order));
+        self.desk.not_sent(call, &[named(order)]);
+        self.go()
+    }
+
+    /// Another worker records how this order ended, now, and for this command.
+    fn ends_elsewhere(&mut self, of: Option<&Sent>, order: &str, ending: Ending) -> OrderRow {
+        let (lane, order_no) = named(order);
+        let row = OrderRow {
+            lane,
+            order_no,
+            state: OrderState::Ended(ending.clone(), self.now.wall),
+            attempts: 1,
+            spent: 1,
+            since: self.now.wall,
+            fence: Fence(7),
+        };
+        let result = of.map(|sent| ResultRow {
+            lane,
+            command_id: CommandId::new(sent.id).unwrap(),
+            fingerprint: match admitted(sent.id, Ok(raw(&sent.orders))) {
+                Admission::Accepted(command) => command.fingerprint,
+                Admission::Rejected(_) => panic!("orders"),
+            },
+            order_no: order.into(),
+            ending,
+            attempts: 1,
+            occurred_at: self.now.wall,
+            fence: Some(Fence(7)),
+        });
+        self.ledger
+            .keep(std::slice::from_ref(&row), result.as_slice());
+        row
     }
 
     /// Answers whatever was kept open, and keeps nothing any more.
@@ -1436,14 +1505,14 @@ fn a_loss_that_is_heard_of_late_is_made_good() {
     let _ = bench.cancel_ends(&lost());
     bench.desk.session_lost(bench.now.mono);
     bench.redeliver(&command("c1", &["A"]));
-    assert_eq!(bench.go(), ["tell c1/A unconfirmed"]);
+    assert_eq!(bench.go(), ["claim c1 []", "tell c1/A unconfirmed"]);
     let Some(open) = bench.open.pop_front() else {
         panic!("the first telling is open");
     };
     bench.fates.push_back(Fate::Lost);
     bench.answer(open);
     bench.open.clear();
-    assert_eq!(bench.pass(10), ["tell c1/A unconfirmed"]);
+    assert_eq!(bench.pass(10), ["claim c1 []", "tell c1/A unconfirmed"]);
     bench.keeps = |action| matches!(action, Action::Park(_));
     let Some(open) = bench.open.pop_front() else {
         panic!("the last telling is open");
@@ -1641,7 +1710,186 @@ fn a_twin_says_what_the_first_says() {
     );
     assert_eq!(
         bench.pass(10),
-        ["tell c1/A unconfirmed", "park c1 unsettled", "ack 1"]
+        [
+            "claim c1 []",
+            "tell c1/A unconfirmed",
+            "park c1 unsettled",
+            "ack 1"
+        ]
+    );
+}
+
+// A ledger that several workers share
+
+fn is_claim(action: &Action) -> bool {
+    matches!(action, Action::Claim(_))
+}
+
+#[test]
+fn what_was_known_of_a_lost_order_is_forgotten() {
+    let mut bench = Bench::new();
+    bench.deliver(&command("c1", &["A"]));
+    assert_eq!(bench.go(), ["claim c1 [A]", "send [A]"]);
+    assert_eq!(bench.list_is_lost("A"), ["claim c1 [A]", "send [A]"]);
+    let _ = bench.cancel_ends(&cancelled(&["A"]));
+    let attempts: Vec<u32> = bench.ledger.results.values().map(|r| r.attempts).collect();
+    assert_eq!(attempts, [1], "the list that came too late was never sent");
+}
+
+#[test]
+fn an_order_that_nobody_waits_for_any_more_stays_in_hand_until_its_call_ends() {
+    let mut bench = Bench::new();
+    let sent = command("c1", &["A", "B"]);
+    bench.deliver(&sent);
+    assert_eq!(bench.go(), ["claim c1 [A B]", "send [A B]"]);
+    bench.keeps = |action| matches!(action, Action::Record(_));
+    let busy = lists(&["A"], &[("B", "单据被占用，请稍后重试")]);
+    assert_eq!(
+        bench.cancel_ends(&busy),
+        ["record [A=cancelled c1/A=cancelled]"]
+    );
+    assert_eq!(bench.pass(60), ["send [B]"]);
+    // The lease was over: the record comes too late, and another worker has told of both.
+    for order in ["A", "B"] {
+        bench.ends_elsewhere(Some(&sent), order, Ending::Cancelled);
+    }
+    bench.keeps = |_| false;
+    assert_eq!(
+        bench.record_is_lost("A"),
+        [
+            "claim c1 []",
+            "claim c1 [A]",
+            "tell c1/A cancelled again",
+            "tell c1/B cancelled again",
+            "ack 1"
+        ]
+    );
+    bench.deliver(&command("c2", &["B"]));
+    assert_eq!(
+        bench.go(),
+        ["claim c2 []"],
+        "it joins the order whose call is in flight"
+    );
+}
+
+#[test]
+fn what_the_gateway_refused_elsewhere_is_told_without_a_call() {
+    let mut bench = Bench::new();
+    bench.keeps = is_claim;
+    bench.deliver(&command("c1", &["A"]));
+    assert_eq!(bench.go(), ["claim c1 [A]"]);
+    let elsewhere = Holding::Elsewhere(None, Duration::from_secs(60));
+    assert_eq!(bench.claim_ends(elsewhere), [""; 0]);
+    assert_eq!(bench.pass(1), ["claim c1 [A]"]);
+    let refused = Ending::not(ReasonCode::OrderState, STATE);
+    let row = bench.ends_elsewhere(None, "A", refused);
+    assert_eq!(
+        bench.claim_ends(Holding::Ours(Some(row), Fence(8))),
+        [
+            "record [c1/A=order_state]",
+            "tell c1/A order_state",
+            "ack 1"
+        ]
+    );
+}
+
+#[test]
+fn a_twin_does_not_say_what_is_on_its_way_under_an_older_claim() {
+    let mut bench = Bench::new();
+    // Nothing is sent for a minute.
+    bench.deliver(&command("c0", &["B"]));
+    let _ = bench.go();
+    let _ = bench.cancel_ends(&reply(100, "超过每分钟最大调用频率限制", None));
+    let late = Sent {
+        deadline: Some(5),
+        ..command("c1", &["A"])
+    };
+    bench.deliver(&late);
+    assert_eq!(bench.go(), ["claim c1 [A]"]);
+    bench.keeps = |action| matches!(action, Action::Record(_));
+    assert_eq!(bench.pass(6), ["record [c1/A=deadline_passed]"]);
+    // Before that is recorded the lease is over, and another worker cancels the order.
+    let row = bench.ends_elsewhere(None, "A", Ending::Cancelled);
+    bench.keeps = is_claim;
+    bench.redeliver(&late);
+    assert_eq!(bench.go(), ["claim c1 [A]"]);
+    bench.open.rotate_left(1);
+    assert_eq!(
+        bench.claim_ends(Holding::Ours(Some(row), Fence(8))),
+        [
+            "record [c1/A=cancelled]",
+            "tell c1/A cancelled again",
+            "ack 3"
+        ]
+    );
+    bench.keeps = |_| false;
+    assert_eq!(
+        bench.record_is_lost("A"),
+        [
+            "claim c1 []",
+            "claim c1 [A]",
+            "tell c1/A cancelled again",
+            "ack 2"
+        ]
+    );
+}
+
+/// A command of which nothing more is known than that the gateway could not be asked, and no queue
+/// takes that: one that another worker may try again meanwhile.
+fn with_an_untold_failure() -> Bench {
+    let mut bench = Bench::with(Verify::Never);
+    bench.deliver(&command("c1", &["A"]));
+    let _ = bench.go();
+    for _ in 0..2 {
+        let _ = bench.cancel_ends(&lists(&[], &[("A", "单据被占用，请稍后重试")]));
+        let _ = bench.pass(60);
+    }
+    bench.fates.push_back(Fate::Unroutable);
+    let _ = bench.cancel_ends(&lists(&[], &[("A", "单据被占用，请稍后重试")]));
+    bench
+}
+
+#[test]
+fn a_failure_that_was_not_told_is_overtaken_by_what_another_worker_recorded() {
+    let mut bench = with_an_untold_failure();
+    bench.now.wall = later(bench.now.wall, Duration::from_secs(1));
+    bench.ends_elsewhere(Some(&command("c1", &["A"])), "A", Ending::Cancelled);
+    assert_eq!(
+        bench.pass(10),
+        ["claim c1 []", "tell c1/A cancelled again", "ack 1"]
+    );
+}
+
+#[test]
+fn a_failure_that_nobody_was_told_of_before_the_session_was_lost_is_asked_for_again() {
+    let mut bench = with_an_untold_failure();
+    bench.desk.session_lost(bench.now.mono);
+    bench.now.wall = later(bench.now.wall, Duration::from_secs(1));
+    bench.ends_elsewhere(Some(&command("c1", &["A"])), "A", Ending::Cancelled);
+    bench.redeliver(&command("c1", &["A"]));
+    assert_eq!(
+        bench.go(),
+        ["claim c1 []", "tell c1/A cancelled again", "ack 2"]
+    );
+}
+
+#[test]
+fn a_twin_does_not_say_a_failure_over_another_workers_later_word() {
+    let mut bench = with_an_untold_failure();
+    bench.now.wall = later(bench.now.wall, Duration::from_secs(1));
+    let unknown = Ending::not(ReasonCode::Unconfirmed, "no answer");
+    bench.ends_elsewhere(Some(&command("c1", &["A"])), "A", unknown);
+    bench.deliver(&command("c1", &["A"]));
+    assert_eq!(
+        bench.go(),
+        [
+            "claim c1 [A]",
+            "record [A=unconfirmed c1/A=unconfirmed]",
+            "tell c1/A unconfirmed",
+            "park c1 unsettled",
+            "ack 2"
+        ],
+        "it was sent elsewhere, so it is not certain any more"
     );
 }
 

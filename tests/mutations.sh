@@ -12,7 +12,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
-# A run of the model takes a minute; a mutation may make it slower, or endless.
+# A run of the model takes half a minute; a mutation may make it slower, or endless.
 readonly RUN_SECONDS=600
 
 die() { echo "mutations: $*" >&2; exit 1; }
@@ -54,6 +54,8 @@ for part in deps build .fingerprint; do
     cp -al "$target/debug/$part" "$work/target/debug/"
   fi
 done
+# Not the tree's own: cargo would write through the links, and each tree take the other's for fresh.
+rm -rf "$work"/target/debug/.fingerprint/{wdt-cancel-worker,model}-*
 export CARGO_TARGET_DIR=$work/target
 # The copy lies inside a repository and is none.
 export GIT_CEILING_DIRECTORIES=$work

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::amqp::{COMMANDS, DEAD};
+use support::broker::Broker;
 use support::raw::{self, Property};
 use support::scene::{LATER, LOST, Load, SOON, Scene, lines};
 use tokio::time::Instant;
@@ -76,6 +77,53 @@ async fn what_is_not_utf8_costs_one_session_and_is_told() {
     for message in dead.collect(2, SOON).await {
         assert!(message.body["order_no_list"].is_array(), "{message:#?}");
     }
+}
+
+/// What mends the messages stands between the client and the broker, so it speaks TLS for it.
+#[tokio::test]
+async fn what_is_not_utf8_is_mended_on_a_line_with_tls() {
+    let broker = Broker::start().await;
+    let (port, authority) = broker.listen_with_tls().await;
+    let trusted = broker.dir().join("authority.pem");
+    std::fs::write(&trusted, authority).unwrap();
+    let scene = Scene::on(broker.vhost().await);
+    let name = scene.vhost.name();
+    let url = format!("amqps://guest:guest@localhost:{port}/{name}");
+    let strange = scene.setup.with("WDT_AMQP__URL", &url).start();
+    // Somebody else's certificate is no reason to go on without.
+    strange.logs(LATER, "certificate").await;
+    drop(strange);
+    let scene = scene
+        .set("WDT_AMQP__URL", url)
+        .set("SSL_CERT_FILE", trusted.display());
+    let amqp = scene.amqp().await;
+    let mut results = amqp.results().await;
+    let worker = scene.worker().await;
+    let consumer = scene.consumer().await;
+    let load = Load::new(&scene.orders, "QC", 40);
+    amqp.send_all(COMMANDS, &load.commands()[..20]).await;
+    let property = Property::CorrelationId(b"\xff\xfe".to_vec());
+    publish(&scene, "BAD-1", property).await;
+    amqp.send_all(COMMANDS, &load.commands()[20..]).await;
+    let mut rejected = 0;
+    let mut told = BTreeSet::new();
+    while told.len() < 40 || rejected < 1 {
+        let message = results.next(LATER).await.expect("an event");
+        if message.outcome() == "rejected" {
+            assert_eq!(message.reason_code(), "malformed", "{message:#?}");
+            rejected += 1;
+        } else {
+            told.insert(load.check(&message));
+        }
+    }
+    scene.queue_is_empty().await;
+    scene.vhost.queue_holds(SOON, DEAD, 1, 0).await;
+    scene.is_consumed_like(&consumer).await;
+    scene.each_was_sent_once(&load);
+    assert_eq!(scene.orders.times_sent("BAD-1"), 0);
+    let lost = lines(&worker, LOST);
+    assert_eq!(lost.len(), 1, "{lost:#?}");
+    assert!(lost[0].contains("failed to parse"), "{lost:#?}");
 }
 
 #[tokio::test]

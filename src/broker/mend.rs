@@ -13,8 +13,8 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Stands for a byte that is not part of UTF-8. Unicode's SUBSTITUTE is made for it.
-pub(super) const SUBSTITUTE: char = '\u{1A}';
+use super::wire::SUBSTITUTE;
+
 /// Brokers keep to what was agreed on, 128 KiB; what claims to be larger than this is no frame.
 const FRAME_MAX_BYTES: usize = 1024 * 1024;
 /// Kind, channel and size before the payload, and a mark behind it.

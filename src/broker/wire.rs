@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::mend::SUBSTITUTE;
 use crate::rules::admit::{Envelope, ORDERS_MAX, RawCommand, RawProperties};
 use crate::rules::desk::{Event, Parking, Telling};
 use crate::rules::poison::Digest;
@@ -23,6 +22,8 @@ const FOUND_MAX_CHARS: usize = 100;
 /// The namespace of event ids. Fixed for ever: a consumer that keeps ids for deduplication must see
 /// the same one after an upgrade.
 const EVENT_IDS: Uuid = Uuid::from_u128(0x3f6d_8a52_91c4_5e07_b2d8_6c1e_94a7_f035);
+/// Stands for a byte that is not part of UTF-8 ([`super::mend`]). Unicode's SUBSTITUTE is made for it.
+pub(super) const SUBSTITUTE: char = '\u{1A}';
 /// `delivery_mode` of a message that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
 

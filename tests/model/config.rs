@@ -289,3 +289,42 @@ pub fn small() -> Vec<(&'static str, usize, Config)> {
         ("what cannot be read", 2, unreadable),
     ]
 }
+
+/// The same of two workers with one ledger. What one worker alone can meet is explored above.
+pub fn small_shared() -> Vec<(&'static str, usize, Config)> {
+    let two = |commands: Vec<Sent>| Config {
+        workers: 2,
+        eager: true,
+        stops: 0,
+        long_waits: 0,
+        ..plain(commands)
+    };
+    let same_twice = two(vec![sent("c1", &["A"]), sent("c1", &["A"])]);
+    let order_shared = two(vec![sent("c1", &["A"]), sent("c2", &["A"])]);
+    let in_turn = Config {
+        eager: false,
+        ..same_twice.clone()
+    };
+    let one_try = Config {
+        max_attempts: 1,
+        ..same_twice.clone()
+    };
+    let shipped = Config {
+        orders: vec![order(0, "A", 70)],
+        ..order_shared.clone()
+    };
+    let left_unknown = Config {
+        orders: vec![left("A", 20, Left::Unknown)],
+        ..same_twice.clone()
+    };
+    let id_twice = two(vec![sent("c1", &["A"]), sent("c1", &["B"])]);
+    vec![
+        ("the same twice, at once", 2, same_twice),
+        ("the same twice, in turn", 2, in_turn),
+        ("the same twice, each tried once", 2, one_try),
+        ("an order shared", 2, order_shared),
+        ("an order shared that has been shipped", 2, shipped),
+        ("left unknown before", 2, left_unknown),
+        ("an id used twice", 2, id_twice),
+    ]
+}

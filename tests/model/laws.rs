@@ -29,8 +29,8 @@ impl World<'_> {
     /// 5. `cancelled` is told only of what the gateway has cancelled; `refused`, `failed` and
     ///    `expired` never of what our own call has cancelled.
     /// 6. No order is in two calls, and none that is recorded as cancelled in any.
-    /// 7. The results of a command's id are all of the same orders, and what was settled is told
-    ///    the same ever after.
+    /// 7. The results of a command's id are all of the same orders, what was settled is told the
+    ///    same ever after, and what was not is told in the sequence in which it ended.
     ///
     /// And at the end: everything was told and acknowledged, and nothing is left in hand.
     pub fn law(&mut self, holds: bool, what: impl FnOnce() -> String) {
@@ -202,7 +202,18 @@ impl World<'_> {
                     format!("law 7: told as {before:?} before: {event:?}")
                 });
             }
-            Outcome::Failed | Outcome::Unknown => {}
+            Outcome::Failed | Outcome::Unknown => {
+                let before = self.settled.get(&key).copied();
+                self.law(before.is_none(), || {
+                    format!("law 7: told as {before:?} before: {event:?}")
+                });
+                let last = self.unsettled.entry(key).or_insert(event.occurred_at);
+                let (of_last, at) = (*last, event.occurred_at);
+                *last = of_last.max(at);
+                self.law(at >= of_last, || {
+                    format!("law 7: told after what ended later, at {of_last}: {event:?}")
+                });
+            }
         }
     }
 

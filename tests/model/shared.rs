@@ -103,14 +103,32 @@ impl Shared {
 
     /// The same of a record.
     pub fn lost(&self, record: &Record) -> Vec<Key> {
-        let mut lost = self.lost_rows(&record.orders);
-        for row in &record.results {
-            if let (Some(fence), Ok(no)) = (row.fence, OrderNo::new(&row.order_no))
-                && !self.holds(&(row.lane, no.clone()), fence)
-            {
-                lost.push((row.lane, no));
-            }
+        self.lost_claims(Self::claims_of(record))
+    }
+
+    /// Under which claims a record speaks of which orders.
+    pub fn claims(&self, record: &Record) -> Vec<(Key, Fence)> {
+        if self.is_shared {
+            Self::claims_of(record)
+        } else {
+            Vec::new()
         }
-        lost
+    }
+
+    fn claims_of(record: &Record) -> Vec<(Key, Fence)> {
+        let rows = record.orders.iter();
+        let rows = rows.map(|r| ((r.lane, r.order_no.clone()), r.fence));
+        let results = record.results.iter().filter_map(|row| {
+            let no = OrderNo::new(&row.order_no).ok()?;
+            Some(((row.lane, no), row.fence?))
+        });
+        rows.chain(results).collect()
+    }
+
+    /// The orders that are not held under these claims any more.
+    pub fn lost_claims(&self, claims: Vec<(Key, Fence)>) -> Vec<Key> {
+        let lost = claims.into_iter();
+        let lost = lost.filter(|(key, fence)| !self.holds(key, *fence));
+        lost.map(|(key, _)| key).collect()
     }
 }

@@ -9,6 +9,7 @@ use std::fmt::{self, Write as _};
 use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use wdt_cancel_worker::rules::delay::Delays;
 use wdt_cancel_worker::rules::desk::{
     AccountPolicy, Action, CallId, Claim, Claimed, Desk, Fate, Fence, Intake, LaneId, Load,
@@ -78,7 +79,8 @@ pub enum Job {
 #[derive(Debug, Clone)]
 pub enum Done {
     Claimed(Claimed),
-    Recorded(RecordId, Vec<Key>),
+    /// What it holds of lost orders, and under which claims the rest was recorded.
+    Recorded(RecordId, Vec<Key>, Vec<(Key, Fence)>),
     Sent(SendList),
     NotSent(CallId, Vec<Key>),
     Released,
@@ -271,6 +273,8 @@ pub struct World<'a> {
     pub in_doubt: BTreeSet<Key>,
     /// The settled outcome that was told of an order of a command.
     pub settled: BTreeMap<(usize, String), Outcome>,
+    /// When the last unsettled ending that was told of it had come about.
+    pub unsettled: BTreeMap<(usize, String), Timestamp>,
 
     trace: Option<Vec<String>>,
     pub broken: Option<String>,
@@ -353,6 +357,7 @@ impl<'a> World<'a> {
             timed_out: Vec::new(),
             in_doubt: BTreeSet::new(),
             settled: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
             trace: tells.then(Vec::new),
             broken: None,
             config,
@@ -417,7 +422,7 @@ impl<'a> World<'a> {
             self.states,
             self.timed_out,
             self.in_doubt,
-            self.settled,
+            (&self.settled, &self.unsettled),
         )
         .unwrap();
         digest.0.finish()
@@ -738,7 +743,8 @@ impl<'a> World<'a> {
                 self.recorded.extend(record.results.iter().map(told_of));
                 self.check_flights();
                 self.check_results();
-                Done::Recorded(record.id, lost)
+                let claims = self.shared.claims(&record);
+                Done::Recorded(record.id, lost, claims)
             }
             Job::Send(list) => {
                 let lost = self.shared.lost_rows(&list.orders);
@@ -761,7 +767,12 @@ impl<'a> World<'a> {
         let worker = &mut self.workers[self.at];
         match done {
             Done::Claimed(claimed) => worker.desk.claimed(self.now, claimed),
-            Done::Recorded(id, lost) => worker.desk.recorded(id, &lost),
+            Done::Recorded(id, mut lost, claims) => {
+                // Its own clock tells a worker that its lease is over: another one may have said
+                // more of the order since.
+                lost.extend(self.shared.lost_claims(claims));
+                worker.desk.recorded(id, &lost);
+            }
             Done::NotSent(call, lost) => worker.desk.not_sent(call, &lost),
             Done::Released => {}
             Done::Sent(list) => {

@@ -292,6 +292,31 @@ impl Broker {
             .await;
     }
 
+    /// From now on it listens on another port too, with TLS, as `localhost`. The port, and the
+    /// certificate of whoever signed the broker's, made for this, as PEM.
+    pub async fn listen_with_tls(&self) -> (u16, String) {
+        let port = free_port();
+        // OTP's own maker of test certificates; its defaults are those of long ago.
+        let authority = self
+            .inside
+            .ask(&format!(
+                r#"begin
+                    {{ok, _}} = application:ensure_all_started(ssl),
+                    By = [{{digest, sha256}}, {{key, {{rsa, 2048, 65537}}}}],
+                    Name = {{'Extension', {{2, 5, 29, 17}}, false, [{{dNSName, "localhost"}}]}},
+                    Chain = #{{root => By, intermediates => [], peer => [{{extensions, [Name]}} | By]}},
+                    #{{server_config := Server, client_config := Client}} =
+                        public_key:pkix_test_data(#{{server_chain => Chain, client_chain => Chain}}),
+                    ok = rabbit_networking:start_ssl_listener(
+                        {{"127.0.0.1", {port}}}, proplists:delete(cacerts, Server), 2),
+                    public_key:pem_encode([{{'Certificate', Der, not_encrypted}}
+                        || Der <- proplists:get_value(cacerts, Client)])
+                end"#
+            ))
+            .await;
+        (port, authority)
+    }
+
     async fn set_memory_limit(&self, limit: &str, alarm: bool) {
         let order =
             format!(r#"vm_memory_monitor:set_vm_memory_high_watermark({{absolute, "{limit}"}})"#);

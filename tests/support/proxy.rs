@@ -1,5 +1,6 @@
 //! A cable between the worker and the broker that a test can pull, freeze, or cut half through.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -34,6 +35,9 @@ pub enum Cable {
     HalfOpenAtWorker,
     /// What is open ends at the worker, and the broker hears nothing of it; what comes later passes.
     HalfOpenAtBroker,
+    /// AMQP connections that are made meanwhile carry all but deliveries, as long as they last: the
+    /// broker counts what it sent as delivered. Others pass.
+    WithoutDeliveries,
     /// Connections are closed, new ones as soon as they come.
     Cut,
     /// Nobody listens.
@@ -61,6 +65,7 @@ impl Cable {
                 | Self::Reset
                 | Self::HalfOpenAtWorker
                 | Self::HalfOpenAtBroker
+                | Self::WithoutDeliveries
                 | Self::Cut
                 | Self::Gone,
                 _,
@@ -167,6 +172,7 @@ async fn pass(mut near: TcpStream, target: u16, cable: watch::Receiver<Cable>) {
     let Ok(mut far) = TcpStream::connect(("127.0.0.1", target)).await else {
         return;
     };
+    let withheld = (*cable.borrow() == Cable::WithoutDeliveries).then(Withheld::default);
     let mut broken = cable.clone();
     // What broke others before concerns nobody who comes later.
     broken.mark_unchanged();
@@ -175,8 +181,8 @@ async fn pass(mut near: TcpStream, target: u16, cable: watch::Receiver<Cable>) {
         let (far_read, far_write) = far.split();
         // One direction that ends ends both: AMQP has no half-closed connections.
         tokio::select! {
-            () = copy(near_read, far_write, Way::ToBroker, cable.clone()) => Cable::Cut,
-            () = copy(far_read, near_write, Way::ToWorker, cable) => Cable::Cut,
+            () = copy(near_read, far_write, Way::ToBroker, cable.clone(), None) => Cable::Cut,
+            () = copy(far_read, near_write, Way::ToWorker, cable, withheld) => Cable::Cut,
             end = until_broken(broken) => end,
         }
     };
@@ -213,6 +219,7 @@ async fn copy(
     mut to: impl AsyncWrite + Unpin,
     way: Way,
     mut cable: watch::Receiver<Cable>,
+    mut withheld: Option<Withheld>,
 ) {
     let mut bytes = vec![0; 64 * 1024];
     loop {
@@ -231,11 +238,70 @@ async fn copy(
                 Err(_) => return,
             },
         };
-        match read {
-            Ok(0) | Err(_) => return,
-            Ok(n) if to.write_all(&bytes[..n]).await.is_err() => return,
-            Ok(_) if state == Cable::Slow => tokio::time::sleep(SLOW_PAUSE).await,
-            Ok(_) => {}
+        let passed = match (read, &mut withheld) {
+            (Ok(0) | Err(_), _) => return,
+            (Ok(n), None) => &bytes[..n],
+            (Ok(n), Some(withheld)) => &withheld.rest(&bytes[..n]),
+        };
+        if to.write_all(passed).await.is_err() {
+            return;
         }
+        if state == Cable::Slow {
+            tokio::time::sleep(SLOW_PAUSE).await;
+        }
+    }
+}
+
+/// Takes the deliveries out of what a broker says: for each its method, its header and its body.
+#[derive(Default)]
+struct Withheld {
+    /// The beginning of a frame of which the rest is still to come.
+    begun: Vec<u8>,
+    /// Channels on which a delivery's content may follow.
+    content: BTreeSet<[u8; 2]>,
+}
+
+impl Withheld {
+    /// Kinds of frames.
+    const METHOD: u8 = 1;
+    const HEADER: u8 = 2;
+    const BODY: u8 = 3;
+    /// `basic.deliver`, class and method.
+    const DELIVER: [u8; 4] = [0, 60, 0, 60];
+    /// Kind, channel and size, and the mark that ends a frame.
+    const HEAD_BYTES: usize = 7;
+    const AROUND_BYTES: usize = Self::HEAD_BYTES + 1;
+
+    /// Whole frames, without those that are withheld.
+    fn rest(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.begun.extend_from_slice(bytes);
+        let (mut at, mut passed) = (0, Vec::new());
+        while let Some(&[kind, a, b, ref size @ ..]) =
+            self.begun[at..].first_chunk::<{ Self::HEAD_BYTES }>()
+        {
+            let size = u32::from_be_bytes(*size) as usize;
+            let Some(frame) = self.begun[at..].get(..size + Self::AROUND_BYTES) else {
+                break;
+            };
+            at += frame.len();
+            let channel = [a, b];
+            let is_withheld = match kind {
+                Self::METHOD if frame[Self::HEAD_BYTES..].starts_with(&Self::DELIVER) => {
+                    self.content.insert(channel);
+                    true
+                }
+                Self::METHOD => {
+                    self.content.remove(&channel);
+                    false
+                }
+                Self::HEADER | Self::BODY => self.content.contains(&channel),
+                _ => false,
+            };
+            if !is_withheld {
+                passed.extend_from_slice(frame);
+            }
+        }
+        self.begun.drain(..at);
+        passed
     }
 }

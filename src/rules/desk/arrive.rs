@@ -10,7 +10,7 @@ use super::action::{
     Action, Claim, Claimed, CommandKey, Fence, Holding, LaneId, OrderRow, OrderState, ResultRow,
     Ticket,
 };
-use super::hand::{OnRecord, Open, Order, Park, Phase, Stage, Told};
+use super::hand::{OnRecord, Open, Order, Park, Phase, Stage, Told, is_settled};
 use crate::rules::admit::{Admission, Command, Entry, Fingerprint, Rejection};
 use crate::rules::lane::OrderKey;
 use crate::rules::next::{self, Tries};
@@ -49,6 +49,7 @@ impl Desk {
                 other.orphaned_at = None;
                 other.arrived = now.mono;
                 other.envelope = command.envelope;
+                self.ask_whether_it_stands(other_key);
                 self.tell_decided([other_key].into_iter());
                 return;
             }
@@ -198,7 +199,7 @@ impl Desk {
             }
         }
         self.apply_results(now, key, &claimed.results, claimed.id_is_taken);
-        self.follow_twin(key);
+        self.follow_twin(key, &claimed.results);
         if let Some(command) = self.commands.get_mut(&key) {
             command.claimed = true;
             let open: Vec<OrderKey> = command.open_entries().map(|(order, _)| order).collect();
@@ -266,6 +267,9 @@ impl Desk {
                             None => invalid.push((place, told.clone())),
                         }
                     }
+                    (Stage::Decided(told), Some(row)) if is_overtaken(told, Some(row)) => {
+                        *stage = Stage::Decided(replay(row));
+                    }
                     _ => {}
                 }
             }
@@ -301,11 +305,14 @@ impl Desk {
 
     /// What the same command, in hand already, is about to be told is told here too: the ledger may
     /// have been asked before it was recorded, and an order that failed is tried again only after
-    /// that is told, or the failure would be the later word.
-    fn follow_twin(&mut self, key: CommandKey) {
+    /// that is told, or the failure would be the later word. Unless another worker has tried it
+    /// again: then its word is the later one.
+    fn follow_twin(&mut self, key: CommandKey, results: &[ResultRow]) {
         let Some(command) = self.commands.get(&key) else {
             return;
         };
+        let recorded: HashMap<&str, &ResultRow> =
+            results.iter().map(|row| (&*row.order_no, row)).collect();
         let decided: HashMap<&str, (&Told, Option<Fence>)> = self
             .same_id(command)
             .filter(|other| other.fingerprint == command.fingerprint)
@@ -323,7 +330,11 @@ impl Desk {
             .filter_map(|(order, place)| {
                 // What another worker has is its to tell.
                 let fence = self.orders.get(&order)?.fence?;
-                let (told, under) = decided.get(&*command.entries[place].0)?;
+                let shown = &*command.entries[place].0;
+                let (told, under) = decided.get(shown)?;
+                if is_overtaken(told, recorded.get(shown)) {
+                    return None;
+                }
                 if under.is_some_and(|under| under != fence) {
                     // That record comes too late.
                     return None;
@@ -514,12 +525,10 @@ fn is_invalid(reason: &Reason) -> bool {
     reason.code == ReasonCode::InvalidOrderNo
 }
 
-/// Whether the same command sent again is told the same again; otherwise it tries again.
-fn is_settled(ending: &Ending) -> bool {
-    match ending.outcome() {
-        Outcome::Cancelled | Outcome::Refused | Outcome::Rejected | Outcome::Expired => true,
-        Outcome::Failed | Outcome::Unknown => false,
-    }
+/// Whether another worker's later word was recorded for this command: what is settled is the last.
+fn is_overtaken(told: &Told, row: Option<&&ResultRow>) -> bool {
+    let is_later = |row: &&ResultRow| is_settled(&row.ending) || row.occurred_at > told.occurred_at;
+    !told.is_settled() && row.is_some_and(is_later)
 }
 
 fn replay(row: &ResultRow) -> Told {

@@ -39,6 +39,21 @@ pub(super) struct Told {
     pub(super) occurred_at: Timestamp,
 }
 
+impl Told {
+    /// Whether the same command sent again is told the same again; otherwise it tries again.
+    pub(super) fn is_settled(&self) -> bool {
+        is_settled(&self.ending)
+    }
+}
+
+/// See [`Told::is_settled`].
+pub(super) fn is_settled(ending: &Ending) -> bool {
+    match ending.outcome() {
+        Outcome::Cancelled | Outcome::Refused | Outcome::Rejected | Outcome::Expired => true,
+        Outcome::Failed | Outcome::Unknown => false,
+    }
+}
+
 /// A command in hand.
 #[derive(Debug, Clone)]
 pub(super) struct Open {

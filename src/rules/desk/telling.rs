@@ -3,6 +3,10 @@
 //! An event that no queue takes is not lost: its delivery stays unacknowledged, and the event is
 //! tried again slowly. Should the delivery go back to the queue meanwhile, the ledger tells the
 //! same again.
+//!
+//! What ended unsettled may have been tried again by another worker, for the same command sent again.
+//! So where it was not told at once, the ledger is asked first whether it is still the last word
+//! ([`Desk::ask_whether_it_stands`]). What is settled stands for ever.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +14,6 @@ use std::time::Duration;
 use super::Desk;
 use super::action::{Action, CommandKey, Event, Fate, Finished, Parking, Telling};
 use super::hand::{Park, Stage, Told};
-use crate::rules::order::Outcome;
 use crate::rules::time::Mono;
 
 /// A redelivered command is known by its id if it comes back within this time after the broker was
@@ -34,7 +37,14 @@ impl Desk {
                 .entries
                 .iter()
                 .enumerate()
-                .filter(|(_, (_, stage))| matches!(stage, Stage::Decided(_)))
+                .filter(|(_, (_, stage))| match stage {
+                    Stage::Decided(told) => command.claimed || told.is_settled(),
+                    Stage::Open(_)
+                    | Stage::Recording(..)
+                    | Stage::Telling(_)
+                    | Stage::Untold(_)
+                    | Stage::Confirmed => false,
+                })
                 .map(|(place, _)| place)
                 .collect();
             for place in waiting {
@@ -98,9 +108,7 @@ impl Desk {
         };
         match fate {
             Fate::Confirmed => {
-                if matches!(told.ending.outcome(), Outcome::Failed | Outcome::Unknown)
-                    && command.park == Park::NotNeeded
-                {
+                if !told.is_settled() && command.park == Park::NotNeeded {
                     command.park = Park::Needed;
                 }
                 *stage = Stage::Confirmed;
@@ -186,9 +194,37 @@ impl Desk {
                 return;
             };
             match place {
-                Some(place) => self.tell(key, place),
+                Some(place) => self.tell_again(key, place),
                 None => self.finish(key),
             }
+        }
+    }
+
+    fn tell_again(&mut self, key: CommandKey, place: usize) {
+        let Some(command) = self.commands.get_mut(&key) else {
+            return;
+        };
+        let stage = &mut command.entries[place].1;
+        if let Stage::Untold(told) = stage
+            && !told.is_settled()
+        {
+            *stage = Stage::Decided(told.clone());
+            return self.ask_whether_it_stands(key);
+        }
+        self.tell(key, place);
+    }
+
+    /// What this command was not told at once, and is not settled, waits until the ledger has said
+    /// what is recorded by now.
+    pub(super) fn ask_whether_it_stands(&mut self, key: CommandKey) {
+        let Some(command) = self.commands.get_mut(&key) else {
+            return;
+        };
+        let unsettled = |stage: &Stage| matches!(stage, Stage::Decided(t) if !t.is_settled());
+        if command.entries.iter().any(|(_, stage)| unsettled(stage))
+            && std::mem::take(&mut command.claimed)
+        {
+            self.claim(key, Vec::new());
         }
     }
 

@@ -7,6 +7,9 @@
 //! Checked at every step are the laws of the contract, at the end that everything was told and
 //! acknowledged and that nothing is left in hand: [`laws`].
 
+// What the tests share knows the rules by the worker's name.
+extern crate rules_alone as wdt_cancel_worker;
+
 mod broker;
 mod choices;
 mod config;
@@ -20,6 +23,8 @@ mod world;
 
 use std::collections::HashSet;
 use std::time::Instant;
+
+use config::Config;
 
 const NOON: &str = "2026-11-23T12:00:00Z";
 /// Distinct states are counted in each course that has such a seed.
@@ -64,16 +69,15 @@ fn two_workers_by_chance() {
 }
 
 /// `MODEL_DEVIATIONS=1` searches one deviation more in each configuration.
-#[test]
-fn every_course_with_few_deviations() {
+fn explore_small(what: &str, small: Vec<(&str, usize, Config)>) {
     let more = number("MODEL_DEVIATIONS", 0) as usize;
     let mut all = search::Seen::default();
     let all_began = Instant::now();
-    for (name, deviations, config) in config::small() {
+    for (name, deviations, config) in small {
         let began = Instant::now();
         let seen = search::every_course(&config, deviations + more);
         println!(
-            "{name}: {} distinct states, {} steps, {} courses with at most {} deviations, in {:.1} s; no law was broken",
+            "{what}: {name}: {} distinct states, {} steps, {} courses with at most {} deviations, in {:.1} s; no law was broken",
             seen.states,
             seen.steps,
             seen.courses,
@@ -85,10 +89,20 @@ fn every_course_with_few_deviations() {
         all.courses += seen.courses;
     }
     println!(
-        "every course with few deviations: {} distinct states, {} steps, {} courses, no seed, in {:.1} s; no law was broken",
+        "{what}: every course with few deviations: {} distinct states, {} steps, {} courses, no seed, in {:.1} s; no law was broken",
         all.states,
         all.steps,
         all.courses,
         all_began.elapsed().as_secs_f64()
     );
+}
+
+#[test]
+fn every_course_with_few_deviations() {
+    explore_small("one worker", config::small());
+}
+
+#[test]
+fn every_course_of_two_workers_with_few_deviations() {
+    explore_small("two workers", config::small_shared());
 }
