@@ -24,6 +24,8 @@ const FOUND_MAX_CHARS: usize = 100;
 const EVENT_IDS: Uuid = Uuid::from_u128(0x3f6d_8a52_91c4_5e07_b2d8_6c1e_94a7_f035);
 /// Stands for a byte that is not part of UTF-8 ([`super::mend`]). Unicode's SUBSTITUTE is made for it.
 pub(super) const SUBSTITUTE: char = '\u{1A}';
+/// What an event's body takes, unless the gateway says much.
+const EVENT_BYTES: usize = 512;
 /// `delivery_mode` of a message that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
 
@@ -288,7 +290,8 @@ pub fn write(
     } = telling;
     let outcome = event.ending.outcome().as_str();
     let id = event_id(envelope, event).to_string();
-    let body = serde_json::to_vec(&EventBody {
+    let mut body = Vec::with_capacity(EVENT_BYTES);
+    let event_body = EventBody {
         event_id: &id,
         command_id: envelope.command_id.as_str(),
         account: &event.account_shown,
@@ -303,7 +306,8 @@ pub fn write(
         index: event.index,
         total: event.total,
         occurred_at: format!("{:.3}", event.occurred_at),
-    })?;
+    };
+    serde_json::to_writer(&mut body, &event_body)?;
     let account = event
         .account
         .as_ref()

@@ -354,7 +354,6 @@ pub(super) async fn write(
                         for row in &list.orders {
                             group.orders.insert((row.order_no.as_str(), row.lane), row);
                         }
-                        fail_point!("send-written");
                     }
                     outcome
                 }
@@ -362,7 +361,6 @@ pub(super) async fn write(
             Request::Ask(_, lane) => taken.entry(*lane).or_default().take(accounts, *lane),
             Request::Record(record) => {
                 let lost = keep(record, &held, &mut group);
-                fail_point!("record-written");
                 Outcome::Lost(lost)
             }
             Request::Claim(_)
@@ -478,13 +476,19 @@ fn lost_of<'a>(
         .collect()
 }
 
+/// Every order that a record was made under a hold of.
+pub(super) fn orders_of(record: &Record) -> Vec<(LaneId, OrderNo)> {
+    lost_of(holds_of(record), &Held::default())
+}
+
+fn holds_of(record: &Record) -> impl Iterator<Item = (&str, LaneId, u64)> {
+    let results = record.results.iter().filter_map(fenced_result);
+    record.orders.iter().map(fenced).chain(results)
+}
+
 /// What is to be written of a record, and the orders of which nothing is.
 fn keep<'a>(record: &'a Record, held: &Held, group: &mut Group<'a>) -> Vec<(LaneId, OrderNo)> {
-    let mut lost = lost_of(record.orders.iter().map(fenced), held);
-    lost.extend(lost_of(
-        record.results.iter().filter_map(fenced_result),
-        held,
-    ));
+    let lost = lost_of(holds_of(record), held);
     let left_out: HashSet<(LaneId, &str)> =
         lost.iter().map(|(lane, no)| (*lane, no.as_str())).collect();
     let is_kept = |lane: LaneId, no: &str| !left_out.contains(&(lane, no));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Desk;
-use super::action::{Action, CallId, LaneId, Note, OrderState, SendList};
+use super::action::{Action, CallId, CommandKey, LaneId, Note, OrderState, SendList};
 use super::hand::{OnRecord, Order, Phase};
 use crate::rules::judge::{self, CallEnd, CancelLists, FoundOrder, LookUp, News};
 use crate::rules::lane::{Method, NextCall, OrderKey};
@@ -82,12 +82,15 @@ impl Desk {
         cancels: bool,
     ) -> Option<&mut Order> {
         if cancels {
-            for (command, _) in self.orders.get(&key)?.waiters.clone() {
-                let command_in_hand = self.commands.get(&command);
-                if command_in_hand.is_some_and(|c| c.claimed && c.is_late(now)) {
-                    let ending = self.orders.get(&key)?.too_late();
-                    self.retire(now, key, command, ending);
-                }
+            let waiters = self.orders.get(&key)?.waiters.iter();
+            let is_late = |command: &CommandKey| {
+                let command = self.commands.get(command);
+                command.is_some_and(|c| c.claimed && c.is_late(now))
+            };
+            let late: Vec<CommandKey> = waiters.map(|(c, _)| *c).filter(is_late).collect();
+            for command in late {
+                let ending = self.orders.get(&key)?.too_late();
+                self.retire(now, key, command, ending);
             }
         }
         let order = self.orders.get(&key)?;

@@ -226,7 +226,9 @@ impl Desk {
             let released = released.map(|((lane, order_no), fence)| (lane, order_no, fence));
             self.actions.push(Action::Release(released.collect()));
         }
-        std::mem::take(&mut self.actions)
+        // The next turn has about as many.
+        let next = Vec::with_capacity(self.actions.len());
+        std::mem::replace(&mut self.actions, next)
     }
 
     /// Whether commands are to be taken from the queue.
