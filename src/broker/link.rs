@@ -221,10 +221,13 @@ impl Supervisor {
                 opened = self.open(&url) => opened,
                 _ = &mut stopped => return Ok(()),
             };
+            let mut left = None;
             let served = match opened {
                 Ok(session) => {
                     was_connected = true;
-                    self.serve(session).await
+                    let served = self.serve(&session).await;
+                    left = Some(session);
+                    served
                 }
                 Err(error) => Err(error.at(|| node(&url))),
             };
@@ -242,8 +245,15 @@ impl Supervisor {
                 failures + 1
             };
             let pause = RECONNECTS.jittered(failures, self.rng.f64());
+            // To drop a connection is not always to close it: with a cancel on its way lapin was
+            // seen to leave it open, and the broker then waits for answers to its deliveries.
+            let closed = async {
+                if let Some(session) = &left {
+                    session.close("the session is given up").await;
+                }
+            };
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                _ = async { tokio::join!(tokio::time::sleep(pause), closed) } => {}
                 _ = &mut stopped => return Ok(()),
             }
         }
@@ -307,7 +317,7 @@ impl Supervisor {
     }
 
     /// Serves until the worker has no more to settle, which is the end, or the session fails.
-    async fn serve(&mut self, session: Session) -> Result<(), SessionError> {
+    async fn serve(&mut self, session: &Session) -> Result<(), SessionError> {
         self.causes.clear();
         self.state.send_replace(LinkState::Connected {
             since: Timestamp::now(),
@@ -348,7 +358,7 @@ impl Supervisor {
             settled = answer::settle(&mut self.settlements, &deliveries) => match settled {
                 Ok(()) => {
                     tokio::time::sleep(SETTLING).await;
-                    session.close().await;
+                    session.close("the worker stops").await;
                     return Ok(());
                 }
                 Err(error) => Err(error),
@@ -385,11 +395,13 @@ struct Session {
 }
 
 impl Session {
-    async fn close(&self) {
-        for connection in [&self.consuming, &self.publishing] {
-            let closed = connection.close(200, "the worker stops".into());
+    /// Closes both connections, if the broker answers in time.
+    async fn close(&self, why: &str) {
+        let close = async |connection: &Connection| {
+            let closed = connection.close(200, why.into());
             drop(tokio::time::timeout(CLOSE_TIMEOUT, closed).await);
-        }
+        };
+        tokio::join!(close(&self.consuming), close(&self.publishing));
     }
 }
 
