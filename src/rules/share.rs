@@ -546,6 +546,8 @@ mod tests {
                 number, account: *account, weight: *weight, again: false, returns: 0,
             });
             let mut queue: VecDeque<Message> = messages.collect();
+            // A quorum queue gives out what came back before the rest, in the sequence it came in.
+            let mut returned: VecDeque<Message> = VecDeque::new();
             let mut shares = Shares::new(6, WINDOW, MAX_WEIGHT);
             let mut open: Vec<Message> = Vec::new();
             let mut kept: Vec<Message> = Vec::new();
@@ -554,7 +556,8 @@ mod tests {
             for turn in 0..4 * sent.len() + 20 {
                 if shares.has_room() || shares.awaited() > 0 {
                     for _ in 0..WINDOW {
-                        let Some(message) = queue.pop_front() else { break };
+                        let next = returned.pop_front().or_else(|| queue.pop_front());
+                        let Some(message) = next else { break };
                         let Message { account, weight, again, number, .. } = message;
                         match shares.arrive(at(0), account, weight, again, number) {
                             Place::Open => open.push(message),
@@ -576,12 +579,12 @@ mod tests {
                         done.push(message);
                     }
                 }
-                for number in shares.due(at(0)).into_iter().rev() {
+                for number in shares.due(at(0)) {
                     let at = kept.iter().position(|m| m.number == number).unwrap();
                     let mut message = kept.remove(at);
                     message.again = true;
                     message.returns += 1;
-                    queue.push_front(message);
+                    returned.push_back(message);
                 }
                 prop_assert_eq!(shares.kept(), kept.len());
             }
