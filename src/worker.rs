@@ -23,8 +23,9 @@ use crate::broker::link::{Link, LinkState};
 use crate::broker::{BrokerEvent, Delivered};
 use crate::gateway::client::{Client, Ended};
 use crate::gateway::wire::ServerTime;
+use crate::ledger::journal::Noted;
 use crate::ledger::{self, Done, Leave, Ledger, Sent};
-use crate::rules::admit::{self, House};
+use crate::rules::admit::{self, Admission, House};
 use crate::rules::desk::{Action, CallId, Desk, Fate, Intake, LaneId, Note, Telling, Ticket};
 use crate::rules::judge::{CallEnd, CancelLists, FoundOrder};
 use crate::rules::lane::{Method, Turn};
@@ -95,8 +96,8 @@ enum Asked {
 
 /// How a call ended, by its kind.
 enum Answer {
-    Cancel(LaneId, CallId, usize, Ended<CancelLists>),
-    LookUp(LaneId, CallId, Ended<Vec<FoundOrder>>),
+    Cancel(LaneId, CallId, Vec<OrderNo>, Ended<CancelLists>),
+    LookUp(LaneId, CallId, OrderNo, Ended<Vec<FoundOrder>>),
     Probe(LaneId, CallId, Ended<ServerTime>),
 }
 
@@ -150,6 +151,8 @@ struct Running {
     /// This run counts as one that died, if it ends now.
     counts: bool,
     unroutable_since: Option<Timestamp>,
+    /// For the ledger's journal; it gets it before what follows from it is recorded.
+    noted: Vec<Noted>,
 }
 
 impl Worker {
@@ -169,6 +172,7 @@ impl Worker {
             unopened: HashMap::new(),
             counts: true,
             unroutable_since: None,
+            noted: Vec::new(),
         };
         self.ledger.begin_run(self.clock.now().wall);
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
@@ -177,6 +181,7 @@ impl Worker {
         loop {
             let now = self.clock.now();
             self.pass_gate(&mut running, now, drain_ends.is_some());
+            self.write_down(&mut running, now);
             for action in self.desk.turn(now) {
                 self.act(&mut running, now, action);
             }
@@ -192,7 +197,7 @@ impl Worker {
             tokio::select! {
                 Some(event) = self.events.recv() => self.heard(&mut running, event),
                 Some(done) = self.done.recv() => self.became_durable(&mut running, done),
-                Some(done) = running.calls.join_next() => self.answered(done)?,
+                Some(done) = running.calls.join_next() => self.answered(&mut running, done)?,
                 error = self.link.failed() => {
                     self.end_run(&mut running);
                     self.close().await;
@@ -240,7 +245,7 @@ impl Worker {
                         return Ok(());
                     }
                 }
-                Some(done) = running.calls.join_next() => return self.answered(done),
+                Some(done) = running.calls.join_next() => return self.answered(running, done),
             }
         }
     }
@@ -260,7 +265,7 @@ impl Worker {
             self.became_durable(running, done);
         }
         while let Some(done) = running.calls.try_join_next() {
-            self.answered(done)?;
+            self.answered(running, done)?;
         }
         Ok(())
     }
@@ -311,7 +316,7 @@ impl Worker {
             match step {
                 Step::Open(ticket, manner) => {
                     if let Some(delivered) = running.unopened.remove(&ticket) {
-                        self.open(now, &delivered, manner);
+                        self.open(running, now, &delivered, manner);
                     }
                 }
                 Step::Mark(digest) => self.ledger.begin_trial(digest, now.wall),
@@ -354,10 +359,27 @@ impl Worker {
                 fate,
             } => {
                 self.note_fate(running, fate);
+                if fate == Fate::Confirmed
+                    && let Some(event) = self.desk.telling(command, place)
+                {
+                    running.noted.push(Noted::Told {
+                        lane: event.lane,
+                        command_id: event.command_id.clone(),
+                        order_no: event.order_no.cloned(),
+                        outcome: event.outcome,
+                        replayed: event.replayed,
+                    });
+                }
                 self.desk.told(now.mono, command, place, fate);
             }
             BrokerEvent::Parked { command, fate } => {
                 self.note_fate(running, fate);
+                if fate == Fate::Confirmed
+                    && let Some((lane, command_id)) = self.desk.parking(command)
+                {
+                    let command_id = command_id.clone();
+                    running.noted.push(Noted::Parked { lane, command_id });
+                }
                 self.desk.parked(now.mono, command, fate);
             }
             BrokerEvent::Lost => {
@@ -373,13 +395,13 @@ impl Worker {
         let (ticket, returns) = (delivered.ticket, delivered.returns);
         let digest = || delivered.digest();
         if self.gate.arrive(now.mono, ticket, returns, digest) {
-            self.open(now, &delivered, Manner::AsUsual);
+            self.open(running, now, &delivered, Manner::AsUsual);
         } else {
             running.unopened.insert(ticket, delivered);
         }
     }
 
-    fn open(&mut self, now: Now, delivered: &Delivered, manner: Manner) {
+    fn open(&mut self, running: &mut Running, now: Now, delivered: &Delivered, manner: Manner) {
         let (raw, properties) = match manner {
             Manner::AsUsual | Manner::GiveUp => delivered.read(),
             Manner::Bury => (Err("not read".into()), delivered.properties()),
@@ -390,6 +412,7 @@ impl Worker {
         };
         let admission = admit::admit(raw, properties, fresh_id, &self.rules);
         let (ticket, redelivered) = (delivered.ticket, delivered.redelivered);
+        running.noted.push(self.asked(&admission));
         self.note_manner(manner, admission.envelope().command_id.as_str());
         match manner {
             Manner::AsUsual => {
@@ -443,7 +466,7 @@ impl Worker {
             fail_point!("call");
             let ended = client.cancel(&orders).await;
             fail_point!("call-answered");
-            (Answer::Cancel(lane, call, orders.len(), ended), leave)
+            (Answer::Cancel(lane, call, orders, ended), leave)
         });
     }
 
@@ -463,7 +486,7 @@ impl Worker {
                     fail_point!("look-up");
                     let ended = client.look_up(&order_no).await;
                     fail_point!("look-up-answered");
-                    (Answer::LookUp(lane, call, ended), leave)
+                    (Answer::LookUp(lane, call, order_no, ended), leave)
                 });
             }
             Asked::Probe(lane) => {
@@ -476,18 +499,38 @@ impl Worker {
         }
     }
 
-    fn answered(&mut self, done: Result<(Answer, Leave), JoinError>) -> anyhow::Result<()> {
+    fn answered(
+        &mut self,
+        running: &mut Running,
+        done: Result<(Answer, Leave), JoinError>,
+    ) -> anyhow::Result<()> {
         let now = self.clock.now();
         let (answer, leave) = done.context("a call's task failed")?;
         self.ledger.call_ended(leave);
         match answer {
             Answer::Cancel(lane, call, orders, ended) => {
-                self.note_call(lane, Method::Cancel, orders, &ended);
+                self.note_call(lane, Method::Cancel, orders.len(), &ended);
                 self.desk.cancel_answered(now, call, &ended.end);
+                running.noted.push(Noted::Answered {
+                    lane,
+                    call,
+                    orders,
+                    duration: ended.duration,
+                    http_status: ended.http_status,
+                    end: ended.end,
+                });
             }
-            Answer::LookUp(lane, call, ended) => {
+            Answer::LookUp(lane, call, order_no, ended) => {
                 self.note_call(lane, Method::LookUp, 1, &ended);
                 self.desk.look_up_answered(now, call, &ended.end);
+                running.noted.push(Noted::LookedUp {
+                    lane,
+                    call,
+                    order_no,
+                    duration: ended.duration,
+                    http_status: ended.http_status,
+                    end: ended.end,
+                });
             }
             Answer::Probe(lane, call, ended) => {
                 self.note_call(lane, Method::Probe, 0, &ended);
@@ -524,6 +567,36 @@ impl Worker {
             Action::Release(orders) => self.ledger.release(orders),
             Action::Return(ticket) => self.link.settle(Settlement::Return(ticket)),
             Action::Note(lane, note) => self.note(lane, note),
+        }
+    }
+
+    /// Into the ledger's journal, before what follows from it is recorded.
+    fn write_down(&self, running: &mut Running, now: Now) {
+        if !running.noted.is_empty() {
+            self.ledger
+                .note(std::mem::take(&mut running.noted), now.wall);
+        }
+    }
+
+    fn asked(&self, admission: &Admission) -> Noted {
+        let (account, orders) = match admission {
+            Admission::Accepted(command) => {
+                let shown = command.entries.iter().map(|entry| match entry {
+                    admit::Entry::Order(order_no) => order_no.shared(),
+                    admit::Entry::Invalid(shown, _) => Arc::clone(shown),
+                });
+                (Some(&command.account), shown.collect())
+            }
+            Admission::Rejected(rejection) => {
+                (rejection.account.as_ref(), rejection.orders.clone())
+            }
+        };
+        let mut accounts = self.rules.accounts.iter();
+        let lane = account.and_then(|name| accounts.position(|known| known == name));
+        Noted::Asked {
+            lane: lane.map(LaneId),
+            command_id: admission.envelope().command_id.clone(),
+            orders,
         }
     }
 

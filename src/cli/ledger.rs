@@ -111,6 +111,7 @@ fn check_shared(found: &operate::Findings, out: &mut impl std::io::Write) -> std
     }
     writeln!(out, "the shared ledger has schema {}", found.schema)?;
     count(found.orders, found.oldest_sent, found.results, out)?;
+    writeln!(out, "rows of the journal: {}", found.journal)?;
     writeln!(
         out,
         "workers: {}, orders that they have in hand: {}",
@@ -165,6 +166,7 @@ fn check(path: &Path, out: &mut impl std::io::Write) -> anyhow::Result<Exit> {
     }
     writeln!(out, "{} is whole, schema {}", path.display(), found.schema)?;
     count(found.orders, found.oldest_sent, found.results, out)?;
+    writeln!(out, "rows of the journal: {}", found.journal)?;
     Ok(Exit::Done)
 }
 

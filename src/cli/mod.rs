@@ -1,5 +1,6 @@
 //! What people type: the subcommands, a file each.
 
+pub mod audit;
 pub mod bind;
 pub mod config;
 pub mod demo;
@@ -7,6 +8,7 @@ pub mod ledger;
 pub mod run;
 pub mod sandbox;
 pub mod send;
+pub mod story;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -47,6 +49,14 @@ enum Command {
     /// Backs the ledger up, restores it, looks into it, and moves it to a database.
     #[command(subcommand)]
     Ledger(ledger::Args),
+    /// Tells all that is known of orders: what asked for them, each call, what the gateway said, which
+    /// events went out. Ends with 1 when one is not known.
+    Order(story::OrderArgs),
+    /// Tells all that is known of a command. Ends with 1 when it is not known.
+    Command(story::CommandArgs),
+    /// Takes the journal of all that happened out of the ledger, and checks that it is whole.
+    #[command(subcommand)]
+    Audit(audit::Args),
     /// Shows the settings in force and where each comes from.
     Config {
         /// As JSON.
@@ -133,6 +143,9 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Demo(args) => demo::run(args, broker(file)?).await,
         Command::Sandbox(args) => sandbox::run(args).await.map(|()| Exit::Done),
         Command::Ledger(args) => ledger::run(args, &load(file)?.config).await,
+        Command::Order(args) => story::orders(args, &load(file)?.config).await,
+        Command::Command(args) => story::command(args, &load(file)?.config).await,
+        Command::Audit(args) => audit::run(args, &load(file)?.config).await,
         Command::Config { json } => {
             config::run(&load(file)?, json, &mut std::io::stdout().lock())?;
             Ok(Exit::Done)

@@ -115,6 +115,8 @@ pub struct Findings {
     pub oldest_sent: Option<Timestamp>,
     /// Results, one for each order and command.
     pub results: i64,
+    /// Rows of the journal.
+    pub journal: i64,
     /// The first damage found.
     pub damage: Option<String>,
 }
@@ -140,6 +142,7 @@ pub fn check(path: &Path) -> Result<Findings, OpenError> {
         orders: [0; 3],
         oldest_sent: None,
         results: 0,
+        journal: 0,
         damage,
     };
     if schema > 0 && found.damage.is_none() {
@@ -179,6 +182,10 @@ impl Findings {
         self.oldest_sent = oldest.and_then(|at| Timestamp::from_millisecond(at).ok());
         self.results =
             connection.query_row("SELECT count(*) FROM results", [], |row| row.get(0))?;
+        if self.schema == schema::VERSION {
+            let rows = "SELECT count(*) FROM journal";
+            self.journal = connection.query_row(rows, [], |row| row.get(0))?;
+        }
         Ok(())
     }
 }

@@ -11,13 +11,17 @@
 //! nothing is sent and nothing is told, for both wait for their record. A ledger that turns out to be
 //! damaged, or whose file is gone, is not asked again: what it would say is worth nothing.
 
+pub mod audit;
 pub mod copy;
+pub mod journal;
 mod keys;
 mod open;
 pub mod postgres;
+mod reader;
 mod runs;
 mod schema;
 mod sqlite;
+pub mod story;
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -33,6 +37,7 @@ use crate::rules::desk::{CallId, Claim, Claimed, Fence, LaneId, Record, RecordId
 use crate::rules::order::{AccountName, OrderNo};
 use crate::rules::poison::{Digest, Past};
 
+use journal::{NOTES_WAIT, Noted, Page};
 pub use open::OpenError;
 use sqlite::Store;
 
@@ -203,6 +208,8 @@ enum Request {
     /// A call has ended.
     Ended(Place),
     Release(Vec<(LaneId, OrderNo, Fence)>),
+    /// For the journal, up to this time. It waits for whatever is written next.
+    Note(Vec<Noted>, Timestamp),
     /// The account is left alone for so long.
     Quiet(LaneId, Duration),
     /// The account cannot be called as things are.
@@ -270,6 +277,7 @@ impl Ledger {
         retention: Duration,
         done: UnboundedSender<Done>,
     ) -> Result<Opened, OpenError> {
+        let names = accounts.clone();
         let mut store = Store::open(path, accounts)?;
         let failed = |error| OpenError::store(path, error);
         let now = Timestamp::now();
@@ -281,6 +289,9 @@ impl Ledger {
         let (commits_tx, commits) = watch::channel(Commits::default());
         let mut keeper = Keeper {
             store,
+            names,
+            noted: Page::default(),
+            noted_at: Instant::now(),
             inbox,
             done: done.clone(),
             board,
@@ -397,6 +408,12 @@ impl Ledger {
         self.request(Request::EndTrial(command, is_finished));
     }
 
+    /// Writes into the journal what was seen until `at`, with whatever is written next, or within
+    /// a second; nothing answers.
+    pub fn note(&self, noted: Vec<Noted>, at: Timestamp) {
+        self.request(Request::Note(noted, at));
+    }
+
     fn request(&self, request: Request) {
         let taken = match &self.keeper {
             Hands::Embedded { requests, .. } => requests.send(request).is_ok(),
@@ -446,6 +463,10 @@ impl Ledger {
 /// The thread's side.
 struct Keeper {
     store: Store,
+    names: Vec<AccountName>,
+    /// For the journal, since this time.
+    noted: Page,
+    noted_at: Instant,
     inbox: Receiver<Request>,
     done: UnboundedSender<Done>,
     board: Board,
@@ -464,7 +485,13 @@ impl Keeper {
                     self.handle(group);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.write_notes();
+                    return;
+                }
+            }
+            if self.noted_at.elapsed() >= NOTES_WAIT {
+                self.write_notes();
             }
             if self.pruned_at.elapsed() >= PRUNE_EVERY {
                 self.pruned_at = Instant::now();
@@ -479,6 +506,7 @@ impl Keeper {
         for request in group {
             match request {
                 Request::Claim(claim) => claims.push(claim),
+                Request::Note(noted, at) => self.take_note(&noted, at),
                 other => writes.push(other),
             }
         }
@@ -493,7 +521,7 @@ impl Keeper {
             return;
         }
         let began = Instant::now();
-        if self.until_it_works(|store| write(store, &writes)).is_none() {
+        if !self.write(&writes) {
             return;
         }
         self.commits.send_modify(|commits| {
@@ -524,10 +552,33 @@ impl Keeper {
                 | Request::Ask(..)
                 | Request::Ended(_)
                 | Request::Release(_)
+                | Request::Note(..)
                 | Request::Quiet(..)
                 | Request::Careful(_) => {}
             }
         }
+    }
+
+    fn take_note(&mut self, noted: &[Noted], at: Timestamp) {
+        if self.noted.is_empty() {
+            self.noted_at = Instant::now();
+        }
+        self.noted.noted(&*self.names, at, noted);
+    }
+
+    /// What waits for the journal, and has waited for long enough.
+    fn write_notes(&mut self) {
+        if !self.noted.is_empty() {
+            // It matters to nobody's order whether it was written.
+            self.write(&[]);
+        }
+    }
+
+    /// False when the worker stops meanwhile.
+    fn write(&mut self, writes: &[Request]) -> bool {
+        let noted = std::mem::take(&mut self.noted);
+        let written = self.until_it_works(|store| write(store, writes, &noted));
+        written.is_some()
     }
 
     fn report(&self, done: Done) {
@@ -635,7 +686,7 @@ impl Board {
     }
 }
 
-fn write(store: &mut Store, writes: &[Request]) -> rusqlite::Result<()> {
+fn write(store: &mut Store, writes: &[Request], noted: &Page) -> rusqlite::Result<()> {
     let mut transaction = store.begin()?;
     for request in writes {
         match request {
@@ -659,9 +710,10 @@ fn write(store: &mut Store, writes: &[Request]) -> rusqlite::Result<()> {
             | Request::Ask(..)
             | Request::Ended(_)
             | Request::Release(_)
+            | Request::Note(..)
             | Request::Quiet(..)
             | Request::Careful(_) => {}
         }
     }
-    transaction.commit()
+    transaction.commit(noted)
 }

@@ -16,7 +16,7 @@ use super::keys::key_of;
 pub(super) const APPLICATION_ID: i32 = 0x7764_746c;
 
 /// The first makes schema 1 of an empty file, each next one the next schema of the one before.
-const MIGRATIONS: &[&str] = &[ORDERS_RESULTS_CALLS, RUNS_TRIALS, MARKS, KEYS];
+const MIGRATIONS: &[&str] = &[ORDERS_RESULTS_CALLS, RUNS_TRIALS, MARKS, KEYS, JOURNAL];
 
 /// The schema of this version.
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
@@ -94,6 +94,27 @@ INSERT INTO result_keys SELECT result_key(command_key, order_no), id FROM result
 ALTER TABLE marks ADD COLUMN keys_to INTEGER NOT NULL DEFAULT 0; -- it has all rows up to this one
 UPDATE marks SET keys_to = (SELECT coalesce(max(id), 0) FROM results);
 DROP INDEX results_by_command;
+";
+
+/// What happened; see [`super::journal`]. `seq` has no gaps.
+const JOURNAL: &str = "
+CREATE TABLE journal (
+    seq  INTEGER PRIMARY KEY,
+    at   INTEGER NOT NULL, -- never before the row before it
+    text TEXT NOT NULL,    -- JSON; byte for byte what was hashed
+    hash BLOB NOT NULL     -- SHA-256 of the hash before and the text
+);
+CREATE TABLE journal_filters (
+    last_seq  INTEGER PRIMARY KEY,
+    first_seq INTEGER NOT NULL,
+    names     BLOB NOT NULL -- a Bloom filter of what the rows name
+);
+ALTER TABLE marks ADD COLUMN chain TEXT NOT NULL DEFAULT '';         -- the journal's name
+ALTER TABLE marks ADD COLUMN journal_seq INTEGER NOT NULL DEFAULT 0; -- its last row
+ALTER TABLE marks ADD COLUMN journal_hash BLOB;
+ALTER TABLE marks ADD COLUMN forgotten_seq INTEGER NOT NULL DEFAULT 0; -- the last that was forgotten
+ALTER TABLE marks ADD COLUMN forgotten_hash BLOB;
+UPDATE marks SET chain = lower(hex(randomblob(16)));
 ";
 
 /// Brings a file of schema `found` (0: an empty one) to this version's.

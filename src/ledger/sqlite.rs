@@ -14,6 +14,7 @@ use rusqlite::{
     params,
 };
 
+use super::journal::{self, Head, Page, Scribe};
 use super::keys::{Keys, NEW_MOST, key_of, keys_of};
 use super::open::{self, Held, OpenError, Seen};
 use super::schema;
@@ -35,6 +36,7 @@ pub(super) struct Store {
     accounts: Vec<AccountName>,
     lanes: HashMap<AccountName, LaneId>,
     keys: Keys,
+    scribe: Scribe,
     /// Commands of which nothing was recorded when they were claimed, and nothing has been since.
     unrecorded: Unrecorded,
     /// The number of the last commit.
@@ -76,6 +78,7 @@ impl Store {
             .collect();
         Ok(Self {
             keys: Keys::load(&connection, NEW_MOST).map_err(store_error)?,
+            scribe: scribe(&connection, Timestamp::now()).map_err(store_error)?,
             unrecorded: Unrecorded::default(),
             commits: marks.commits,
             restored_at: marks.opened(&connection).map_err(store_error)?,
@@ -148,6 +151,8 @@ impl Store {
             transaction: self.connection.transaction()?,
             accounts: &self.accounts,
             keys: &mut self.keys,
+            scribe: &mut self.scribe,
+            page: Page::default(),
             unrecorded: &mut self.unrecorded,
             commits: &mut self.commits,
             held: &self.held,
@@ -186,6 +191,7 @@ impl Store {
             })?
             .collect::<rusqlite::Result<_>>()?;
         Keys::forget(&transaction, &gone)?;
+        prune_journal(&transaction, before, most)?;
         let calls_before = Timestamp::now().as_millisecond() - millis(calls_kept);
         transaction
             .prepare_cached("DELETE FROM calls WHERE began_at < ?1")?
@@ -201,19 +207,25 @@ pub(super) struct Writing<'a> {
     pub(super) transaction: Transaction<'a>,
     accounts: &'a [AccountName],
     keys: &'a mut Keys,
+    scribe: &'a mut Scribe,
+    /// What this group makes durable, for the journal.
+    page: Page,
     unrecorded: &'a mut Unrecorded,
     commits: &'a mut u64,
     held: &'a Held,
 }
 
 impl Writing<'_> {
-    pub(super) fn send(&self, list: &SendList, at: Timestamp) -> rusqlite::Result<()> {
+    pub(super) fn send(&mut self, list: &SendList, at: Timestamp) -> rusqlite::Result<()> {
         self.call(list.lane, at)?;
+        self.page.sent(self.accounts, list, at);
         self.orders(&list.orders)
     }
 
     pub(super) fn record(&mut self, record: &Record) -> rusqlite::Result<()> {
         self.orders(&record.orders)?;
+        let now = Timestamp::now();
+        self.page.recorded(self.accounts, now, record.orders.iter());
         let transaction = &self.transaction;
         let mut of_key = Keys::table(transaction)?;
         // A result replaces one only when the command came again and the order was tried again.
@@ -307,14 +319,25 @@ impl Writing<'_> {
         Ok(())
     }
 
-    pub(super) fn commit(self) -> rusqlite::Result<()> {
+    /// Makes the group durable, and with it what was `noted`.
+    pub(super) fn commit(self, noted: &Page) -> rusqlite::Result<()> {
         let commit = *self.commits + 1;
         let keys_to = self.keys.move_some(&self.transaction)?;
+        let row = self.scribe.row(Timestamp::now(), noted, &self.page);
+        if let Some(row) = &row {
+            put_row(&self.transaction, row, self.scribe)?;
+        }
+        let head = row.as_ref().map_or(self.scribe.head, |row| row.head);
         self.transaction
-            .prepare_cached("UPDATE marks SET commits = ?1, keys_to = ?2")?
-            .execute([commit.cast_signed(), keys_to])?;
+            .prepare_cached(
+                "UPDATE marks SET commits = ?1, keys_to = ?2, journal_seq = ?3, journal_hash = ?4",
+            )?
+            .execute(params![commit.cast_signed(), keys_to, head.seq, head.hash])?;
         self.transaction.commit()?;
         self.keys.committed();
+        if let Some(row) = &row {
+            self.scribe.written(row);
+        }
         *self.commits = commit;
         // The commit is durable whether or not it is witnessed.
         if let Err(error) = self.held.witness(commit) {
@@ -322,6 +345,81 @@ impl Writing<'_> {
         }
         Ok(())
     }
+}
+
+fn put_row(
+    transaction: &Transaction<'_>,
+    row: &journal::Row,
+    scribe: &Scribe,
+) -> rusqlite::Result<()> {
+    let Head { seq, at, hash } = row.head;
+    transaction
+        .prepare_cached("INSERT INTO journal (seq, at, text, hash) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![seq, at, row.text, hash])?;
+    if let Some(first) = row.full_from {
+        transaction
+            .prepare_cached(
+                "INSERT INTO journal_filters (last_seq, first_seq, names) VALUES (?1, ?2, ?3)",
+            )?
+            .execute(params![seq, first, scribe.filter.bits])?;
+    }
+    Ok(())
+}
+
+/// Whoever goes on with the file's chain.
+fn scribe(connection: &Connection, now: Timestamp) -> rusqlite::Result<Scribe> {
+    let marks = "SELECT chain, journal_seq, journal_hash FROM marks";
+    let mut head = connection.query_row(marks, [], |row| {
+        let hash: Option<[u8; 32]> = row.get(2)?;
+        let chain: String = row.get(0)?;
+        let first = Head::of(&chain);
+        Ok(Head {
+            seq: row.get(1)?,
+            hash: hash.unwrap_or(first.hash),
+            ..first
+        })
+    })?;
+    let last = "SELECT at FROM journal WHERE seq = ?1";
+    let at = connection.query_row(last, [head.seq], |row| row.get(0));
+    head.at = at.optional()?.unwrap_or(head.at);
+    let mut scribe = Scribe::new(head, now);
+    scribe.filter_from = connection.query_row(
+        "SELECT max(m.forgotten_seq, coalesce((SELECT max(last_seq) FROM journal_filters), 0)) + 1
+         FROM marks m",
+        [],
+        |row| row.get(0),
+    )?;
+    let mut rows = connection.prepare("SELECT text FROM journal WHERE seq >= ?1")?;
+    let mut rows = rows.query([scribe.filter_from])?;
+    while let Some(row) = rows.next()? {
+        scribe.read(row.get_ref(0)?.as_str()?);
+    }
+    drop(rows);
+    Ok(scribe)
+}
+
+/// Forgets the oldest rows of the journal; the last of them is what the rest is chained to.
+fn prune_journal(transaction: &Transaction<'_>, before: i64, most: u32) -> rusqlite::Result<()> {
+    let last: Option<(i64, [u8; 32])> = transaction
+        .prepare_cached(
+            "SELECT seq, hash FROM (SELECT seq, at, hash FROM journal ORDER BY seq LIMIT ?2)
+             WHERE at < ?1 ORDER BY seq DESC LIMIT 1",
+        )?
+        .query_row(params![before, most], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((seq, hash)) = last else {
+        return Ok(());
+    };
+    transaction
+        .prepare_cached("DELETE FROM journal WHERE seq <= ?1")?
+        .execute([seq])?;
+    transaction
+        .prepare_cached("DELETE FROM journal_filters WHERE last_seq <= ?1")?
+        .execute([seq])?;
+    transaction
+        .prepare_cached("UPDATE marks SET forgotten_seq = ?1, forgotten_hash = ?2")?
+        .execute(params![seq, hash])?;
+    Ok(())
 }
 
 /// What a ledger says of itself.
@@ -514,7 +612,7 @@ fn result_row(row: &Row<'_>, lane: LaneId, command_id: &CommandId) -> rusqlite::
 }
 
 /// Eight bytes of a hash of whose command it is.
-fn command_key(account: &str, command_id: &str) -> i64 {
+pub(super) fn command_key(account: &str, command_id: &str) -> i64 {
     let mut hash = Md5::new();
     hash.update(account.as_bytes());
     // No account's name holds it, so this parts the two for certain.
@@ -583,7 +681,7 @@ mod tests {
                 results,
             })
             .unwrap();
-        writing.commit().unwrap();
+        writing.commit(&Page::default()).unwrap();
     }
 
     fn claim(store: &mut Store, command: &str, number: &str) -> (Vec<ResultRow>, Option<OrderRow>) {
@@ -665,7 +763,7 @@ mod tests {
     fn recent_calls_are_remembered() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(&folder.path().join("ledger"), accounts()).unwrap();
-        let writing = store.begin().unwrap();
+        let mut writing = store.begin().unwrap();
         let list = SendList {
             call: CallId(1),
             lane: LANE,
@@ -673,7 +771,7 @@ mod tests {
         };
         writing.send(&list, at(-30)).unwrap();
         writing.call(LANE, at(-90)).unwrap();
-        writing.commit().unwrap();
+        writing.commit(&Page::default()).unwrap();
         let calls = store.recent_calls(at(0), Duration::from_secs(60)).unwrap();
         assert_eq!(calls, [(LANE, Duration::from_secs(30))]);
     }

@@ -8,6 +8,7 @@
 mod support;
 
 mod both;
+mod journal;
 mod quota;
 mod seat;
 mod shared;

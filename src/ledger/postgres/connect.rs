@@ -244,6 +244,11 @@ impl Db {
 pub(super) struct Lent(Object);
 
 impl Lent {
+    /// For as long as it takes; it does not go back to the others.
+    pub(super) fn keep(self) -> Object {
+        self.0
+    }
+
     fn give_up(self) {
         drop(Object::take(self.0));
     }

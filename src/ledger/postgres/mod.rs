@@ -18,11 +18,13 @@
 mod connect;
 mod lease;
 pub mod operate;
+pub(super) mod read;
 mod rows;
 mod schema;
 mod store;
 mod tend;
 
+use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -33,6 +35,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::journal::{Head, NOTES_WAIT, Page, Scribe};
 use super::{Board, Commits, Done, GROUP_MAX, Leave, Ledger, Opened, RETRY_PAUSE, Request, Sent};
 use crate::rules::desk::{AccountPolicy, CallId};
 use crate::rules::poison::{Digest, Past, REMEMBERED};
@@ -51,6 +54,10 @@ const CLOSE: Duration = Duration::from_secs(10);
 const ASKED_FOR: Duration = Duration::from_secs(1);
 /// After two workers got in each other's way.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
+
+/// A chain of the journal is not written to after so long a rest; a new one is begun. So one that
+/// rested for longer than that is nobody's any more, and can be forgotten.
+const CHAIN_IDLE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why the shared ledger cannot be used. Each says what would do.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +145,9 @@ pub async fn open(settings: Settings, done: UnboundedSender<Done>) -> Result<Ope
         board: Arc::clone(&board),
         commits: commits_tx,
         waiting: Vec::new(),
+        noted: Page::default(),
+        noted_at: Instant::now(),
+        chain: RefCell::new(Chain::begin(name())),
     };
     let tender = tend::run(db, lease, board, settings.retention);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -172,7 +182,6 @@ pub async fn open(settings: Settings, done: UnboundedSender<Done>) -> Result<Ope
 
 async fn begin(db: &Db, term: Term) -> Result<(Lease, Option<Timestamp>, Past), OpenError> {
     ready(db).await?;
-    let name = format!("{}/{}", host(), std::process::id());
     Ok(db
         .step(async |client| {
             lease::collect(client).await?;
@@ -181,7 +190,7 @@ async fn begin(db: &Db, term: Term) -> Result<(Lease, Option<Timestamp>, Past), 
             let restored_at: Option<i64> = client.query_one(marks, &[]).await?.get(0);
             let restored_at = restored_at.map(rows::timestamp).transpose()?;
             warn_of_loose_writes(client).await?;
-            let lease = Lease::begin(client, name, term).await?;
+            let lease = Lease::begin(client, name(), term).await?;
             Ok((lease, restored_at, past))
         })
         .await?)
@@ -246,9 +255,9 @@ async fn past(client: &deadpool_postgres::Object) -> Result<Past, DbError> {
 }
 
 /// For people who look into `wdt.workers`.
-fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().to_owned()
+fn name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}/{}", host.trim(), std::process::id())
 }
 
 /// The worker's side of the thread.
@@ -306,6 +315,39 @@ struct Keeper {
     board: SharedBoard,
     commits: watch::Sender<Commits>,
     waiting: Vec<Waiting>,
+    /// For the journal, since this time.
+    noted: Page,
+    noted_at: Instant,
+    chain: RefCell<Chain>,
+}
+
+/// The journal's chain that this worker writes.
+struct Chain {
+    name: String,
+    worker: String,
+    began_at: Timestamp,
+    scribe: Scribe,
+    /// After an error nobody knows whether the last row is durable; the database does.
+    is_known: bool,
+}
+
+impl Chain {
+    fn begin(worker: String) -> Self {
+        let name = uuid::Uuid::new_v4().to_string();
+        let now = Timestamp::now();
+        Self {
+            scribe: Scribe::new(Head::of(&name), now),
+            name,
+            worker,
+            began_at: now,
+            is_known: true,
+        }
+    }
+
+    fn has_rested(&self) -> bool {
+        let last = Timestamp::from_millisecond(self.scribe.head.at).unwrap_or(self.began_at);
+        last < earlier(Timestamp::now(), CHAIN_IDLE)
+    }
 }
 
 impl Keeper {
@@ -314,12 +356,14 @@ impl Keeper {
         while is_open {
             let mut group = Vec::new();
             let ask_at = self.waiting.iter().map(|waiting| waiting.ask_at).min();
+            let write_at = (!self.noted.is_empty()).then(|| self.noted_at + NOTES_WAIT);
             tokio::select! {
                 first = self.inbox.recv() => match first {
                     Some(first) => group.push(first),
                     None => is_open = false,
                 },
                 () = until(ask_at) => {}
+                () = until(write_at) => {}
             }
             while group.len() < GROUP_MAX
                 && let Ok(more) = self.inbox.try_recv()
@@ -347,6 +391,12 @@ impl Keeper {
         for request in group {
             match request {
                 Request::Claim(claim) => claims.push(claim),
+                Request::Note(noted, at) => {
+                    if self.noted.is_empty() {
+                        self.noted_at = now;
+                    }
+                    self.noted.noted(&self.accounts, at, &noted);
+                }
                 request => {
                     writes.push(request);
                     since.push(now);
@@ -363,9 +413,12 @@ impl Keeper {
                 self.report(Done::Claimed(claimed));
             }
         }
-        if writes.is_empty() {
+        // At the stop it is written at once.
+        let is_due = self.noted_at + NOTES_WAIT <= now || self.inbox.is_closed();
+        if writes.is_empty() && (self.noted.is_empty() || !is_due) {
             return;
         }
+        let noted = std::mem::take(&mut self.noted);
         let began = Instant::now();
         let written = self
             .until_it_works(async |client, keeper| {
@@ -374,7 +427,8 @@ impl Keeper {
                 }
                 // Of before the commit: whatever is renewed meanwhile only lengthens it.
                 let until = keeper.lease.calls_until();
-                let outcomes = store::write(client, &keeper.accounts, &keeper.lease, &writes);
+                let at_work = (&keeper.accounts, &*keeper.lease);
+                let outcomes = store::write(client, at_work, &writes, &keeper.chain, &noted);
                 Ok((outcomes.await?, until))
             })
             .await;
@@ -488,6 +542,7 @@ fn call_of(request: &Request) -> Option<CallId> {
         | Request::Call(..)
         | Request::Ended(_)
         | Request::Release(_)
+        | Request::Note(..)
         | Request::Quiet(..)
         | Request::Careful(_)
         | Request::BeginRun(_)

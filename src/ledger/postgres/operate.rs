@@ -16,6 +16,8 @@ use crate::ledger::open::{self, Seen};
 
 /// Such a step may take as long as a large table does.
 pub(super) const LONG: Duration = Duration::from_secs(60 * 60);
+/// Rows of the journal moved over in one transaction; one may be large.
+const JOURNAL_BATCH: i64 = 200;
 /// Rows moved over in one transaction.
 const BATCH: i64 = 5000;
 /// Calls that began this long ago count no more.
@@ -67,6 +69,8 @@ pub struct Findings {
     pub oldest_sent: Option<Timestamp>,
     /// Results, one for each order and command.
     pub results: i64,
+    /// Rows of the journal.
+    pub journal: i64,
     /// Workers with a lease, and orders that they have in hand.
     pub workers: i64,
     /// Orders in hand.
@@ -123,6 +127,7 @@ async fn count(client: &Object) -> Result<Findings, DbError> {
         orders: [0; 3],
         oldest_sent: None,
         results: 0,
+        journal: 0,
         workers: 0,
         held: 0,
     };
@@ -149,6 +154,10 @@ async fn count(client: &Object) -> Result<Findings, DbError> {
         .await?;
     found.oldest_sent = row.get::<_, Option<i64>>(0).map(timestamp).transpose()?;
     found.results = row.get(1);
+    if schema == schema::VERSION {
+        let rows = "SELECT count(*) FROM wdt.journal";
+        found.journal = client.query_one(rows, &[]).await?.get(0);
+    }
     found.workers = row.get(2);
     found.held = row.get(3);
     Ok(found)
@@ -216,6 +225,9 @@ pub async fn import(url: &str, file: &Path) -> Result<Moved, ImportError> {
         moved.results += db
             .step_within(LONG, async |c| put_results(c, &rows).await)
             .await?;
+    }
+    if schema == crate::ledger::schema::VERSION {
+        journal(&db, &connection).await?;
     }
     let (calls, restored_at) = (last_calls(&connection)?, restored_at(&connection, schema)?);
     db.step(async |client| remember(client, &calls, restored_at).await)
@@ -367,6 +379,78 @@ ON CONFLICT DO NOTHING";
         )
         .await?;
     Ok(written)
+}
+
+/// The journal becomes a chain among the others, under its own name.
+async fn journal(db: &Db, connection: &Connection) -> Result<(), ImportError> {
+    let marks = "SELECT chain, journal_seq, journal_hash, forgotten_seq, forgotten_hash FROM marks";
+    let (chain, seq, hash, forgotten_seq, forgotten_hash) =
+        connection.query_row(marks, [], |row| {
+            let hash: Option<Vec<u8>> = row.get(2)?;
+            let forgotten_hash: Option<Vec<u8>> = row.get(4)?;
+            Ok((
+                row.get::<_, String>(0)?,
+                row.get::<_, i64>(1)?,
+                hash,
+                row.get::<_, i64>(3)?,
+                forgotten_hash,
+            ))
+        })?;
+    let Some(hash) = hash else { return Ok(()) };
+    let mut after = forgotten_seq;
+    let mut at = 0_i64;
+    loop {
+        let rows = connection
+            .prepare_cached(
+                "SELECT seq, at, text, hash FROM journal WHERE seq > ?1 ORDER BY seq LIMIT ?2",
+            )?
+            .query_map((after, JOURNAL_BATCH), |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            })?
+            .collect::<rusqlite::Result<Vec<(i64, i64, String, Vec<u8>)>>>()?;
+        let Some(last) = rows.last() else { break };
+        (after, at) = (last.0, last.1);
+        db.step_within(LONG, async |client| {
+            let put = "INSERT INTO wdt.journal (chain, seq, at, text, hash)
+                 VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING";
+            let put = client.prepare_cached(put).await?;
+            client.batch_execute("BEGIN").await?;
+            for (seq, at, text, hash) in &rows {
+                client.execute(&put, &[&chain, seq, at, text, hash]).await?;
+            }
+            client.batch_execute("COMMIT").await?;
+            Ok(())
+        })
+        .await?;
+    }
+    let filters = connection
+        .prepare("SELECT last_seq, first_seq, names FROM journal_filters")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .collect::<rusqlite::Result<Vec<(i64, i64, Vec<u8>)>>>()?;
+    db.step_within(LONG, async |client| {
+        let put = "INSERT INTO wdt.journal_filters (chain, last_seq, first_seq, names)
+             VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
+        for (last_seq, first_seq, names) in &filters {
+            client
+                .execute(put, &[&chain, last_seq, first_seq, names])
+                .await?;
+        }
+        // Last: a chain that is not whole yet is none.
+        let put = "INSERT INTO wdt.chains
+             (chain, worker, began_at, seq, at, hash, forgotten_seq, forgotten_hash)
+             VALUES ($1, 'imported', 0, $2, $3, $4, $5, $6) ON CONFLICT (chain) DO UPDATE SET
+             seq = greatest(chains.seq, EXCLUDED.seq),
+             hash = CASE WHEN chains.seq < EXCLUDED.seq THEN EXCLUDED.hash ELSE chains.hash END";
+        client
+            .execute(
+                put,
+                &[&chain, &seq, &at, &hash, &forgotten_seq, &forgotten_hash],
+            )
+            .await?;
+        Ok(())
+    })
+    .await?;
+    Ok(())
 }
 
 /// Accounts that were called within the last minute, and when last.

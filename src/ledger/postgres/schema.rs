@@ -16,7 +16,7 @@ const MIGRATION_LOCK: i64 = 0x7764_746c_6564_6772;
 
 /// The first makes schema 1 of an empty database, each next one the next schema of the one before;
 /// with it the oldest schema whose workers can work with it.
-const MIGRATIONS: &[(&str, i32)] = &[(FIRST, 1)];
+const MIGRATIONS: &[(&str, i32)] = &[(FIRST, 1), (JOURNAL, 1)];
 
 /// The schema of this version.
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
@@ -214,6 +214,52 @@ BEGIN
         DELETE FROM wdt.queue WHERE account = of_account AND worker = by_worker;
         wait_ms := 0;
     END IF;
+END $$;
+"#;
+
+/// What happened; see `ledger::journal`. Each run of a worker writes a chain of its own. A worker of
+/// schema 1 knows nothing of it, and writes none.
+///
+/// Whoever may write orders may write these, so that a role that was granted its tables once need
+/// not be granted these by hand.
+const JOURNAL: &str = r#"
+CREATE TABLE wdt.chains (
+    chain          text COLLATE "C" PRIMARY KEY,
+    worker         text NOT NULL,   -- for people: host and process
+    began_at       bigint NOT NULL,
+    seq            bigint NOT NULL, -- its last row
+    at             bigint NOT NULL,
+    hash           bytea NOT NULL,
+    forgotten_seq  bigint NOT NULL DEFAULT 0, -- the last that was forgotten
+    forgotten_hash bytea
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 2000);
+CREATE TABLE wdt.journal (
+    chain text COLLATE "C" NOT NULL,
+    seq   bigint NOT NULL,          -- without gaps
+    at    bigint NOT NULL,          -- never before the row before it
+    text  text NOT NULL,            -- JSON; byte for byte what was hashed
+    hash  bytea NOT NULL,           -- SHA-256 of the hash before and the text
+    PRIMARY KEY (chain, seq)
+);
+CREATE TABLE wdt.journal_filters (
+    chain     text COLLATE "C" NOT NULL,
+    last_seq  bigint NOT NULL,
+    first_seq bigint NOT NULL,
+    names     bytea NOT NULL,       -- a Bloom filter of what the rows name
+    PRIMARY KEY (chain, last_seq)
+);
+DO $$
+DECLARE
+    writer text;
+BEGIN
+    FOR writer IN
+        SELECT DISTINCT CASE grantee WHEN 'PUBLIC' THEN 'PUBLIC' ELSE quote_ident(grantee) END
+        FROM information_schema.role_table_grants
+        WHERE table_schema = 'wdt' AND table_name = 'orders' AND privilege_type = 'INSERT'
+    LOOP
+        EXECUTE 'GRANT SELECT, INSERT, UPDATE, DELETE
+                 ON wdt.chains, wdt.journal, wdt.journal_filters TO ' || writer;
+    END LOOP;
 END $$;
 "#;
 

@@ -5,6 +5,7 @@
 //! so that workers that want the same ones do not wait for each other in a circle.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
@@ -14,9 +15,11 @@ use jiff::Timestamp;
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
+use super::Chain;
 use super::connect::DbError;
 use super::lease::Lease;
 use super::rows::{self, ENDED, SENT, WAITING, count, number, read, stored, timestamp, words};
+use crate::ledger::journal::{self, Head, Names, Page};
 use crate::ledger::{Place, Request};
 use crate::rules::admit::Fingerprint;
 use crate::rules::desk::{
@@ -50,6 +53,12 @@ pub(super) struct Accounts(pub(super) Vec<AccountPolicy>);
 impl Accounts {
     fn name(&self, lane: LaneId) -> &str {
         self.0[lane.0].name.as_str()
+    }
+}
+
+impl Names for Accounts {
+    fn name(&self, lane: LaneId) -> &str {
+        self.name(lane)
     }
 }
 
@@ -308,6 +317,7 @@ impl<'a> Group<'a> {
                 }
                 Request::Claim(_)
                 | Request::Call(..)
+                | Request::Note(..)
                 | Request::EndTrial(..)
                 | Request::Quiet(..)
                 | Request::Careful(_) => {}
@@ -332,16 +342,18 @@ fn fenced_result(row: &ResultRow) -> Option<(&str, LaneId, u64)> {
 /// Whatever the database says; nothing is written then, or nobody knows.
 pub(super) async fn write(
     client: &Object,
-    accounts: &Accounts,
-    lease: &Lease,
+    (accounts, lease): (&Accounts, &Lease),
     requests: &[Request],
+    chain: &RefCell<Chain>,
+    noted: &Page,
 ) -> Result<Vec<Outcome>, DbError> {
+    let mut page = Page::default();
     let mut group = Group::of(requests);
     let (held, mut taken) = begin(client, accounts, lease, &group).await?;
     let mut outcomes = Vec::with_capacity(requests.len());
     for request in requests {
         let outcome = match request {
-            Request::Send(list, _) => {
+            Request::Send(list, at) => {
                 let lost = lost_of(list.orders.iter().map(fenced), &held);
                 if !lost.is_empty() {
                     Outcome::Lost(lost)
@@ -351,6 +363,7 @@ pub(super) async fn write(
                         .or_default()
                         .take(accounts, list.lane);
                     if let Outcome::Taken(_) = outcome {
+                        page.sent(accounts, list, *at);
                         for row in &list.orders {
                             group.orders.insert((row.order_no.as_str(), row.lane), row);
                         }
@@ -361,12 +374,16 @@ pub(super) async fn write(
             Request::Ask(_, lane) => taken.entry(*lane).or_default().take(accounts, *lane),
             Request::Record(record) => {
                 let lost = keep(record, &held, &mut group);
+                let is_kept = |row: &&OrderRow| !lost.contains(&(row.lane, row.order_no.clone()));
+                let kept = record.orders.iter().filter(is_kept);
+                page.recorded(accounts, Timestamp::now(), kept);
                 Outcome::Lost(lost)
             }
             Request::Claim(_)
             | Request::Call(..)
             | Request::Release(_)
             | Request::Ended(_)
+            | Request::Note(..)
             | Request::Quiet(..)
             | Request::Careful(_)
             | Request::BeginRun(_)
@@ -382,8 +399,107 @@ pub(super) async fn write(
     group
         .undone
         .extend(taken.into_values().flat_map(|taken| taken.ids));
-    finish(client, accounts, &group).await?;
+    let row = journal_row(client, chain, noted, &page).await?;
+    if row.is_some() {
+        // Until the commit is answered.
+        chain.borrow_mut().is_known = false;
+    }
+    finish(client, accounts, &group, row.as_ref()).await?;
+    if let Some(row) = row {
+        let mut chain = chain.borrow_mut();
+        chain.scribe.written(&row.row);
+        chain.is_known = true;
+    }
     Ok(outcomes)
+}
+
+/// A row of the journal, and all that goes with it.
+struct JournalRow {
+    row: journal::Row,
+    chain: String,
+    worker: String,
+    began_at: i64,
+    filter: Option<Vec<u8>>,
+}
+
+/// The row that follows, whatever became of the last try to write one.
+async fn journal_row(
+    client: &Object,
+    chain: &RefCell<Chain>,
+    noted: &Page,
+    page: &Page,
+) -> Result<Option<JournalRow>, DbError> {
+    if noted.is_empty() && page.is_empty() {
+        return Ok(None);
+    }
+    let (name, is_known) = {
+        let mut chain = chain.borrow_mut();
+        if chain.is_known && chain.has_rested() {
+            let worker = std::mem::take(&mut chain.worker);
+            *chain = Chain::begin(worker);
+        }
+        (chain.name.clone(), chain.is_known)
+    };
+    if !is_known {
+        let last = "SELECT seq, at, hash FROM wdt.chains WHERE chain = $1";
+        let last = client.query_opt(last, &[&name]).await?;
+        let head = last.map_or_else(
+            || Ok(Head::of(&name)),
+            |row| {
+                let hash: &[u8] = row.get(2);
+                Ok::<_, DbError>(Head {
+                    seq: row.get(0),
+                    at: row.get(1),
+                    hash: hash.try_into().map_err(|_| rows::damaged("hash", &name))?,
+                })
+            },
+        )?;
+        chain.borrow_mut().scribe.head = head;
+    }
+    let mut chain = chain.borrow_mut();
+    let Some(row) = chain.scribe.row(Timestamp::now(), noted, page) else {
+        return Ok(None);
+    };
+    let bits = &chain.scribe.filter.bits;
+    Ok(Some(JournalRow {
+        filter: row.full_from.map(|_| bits.clone()),
+        row,
+        chain: name,
+        worker: chain.worker.clone(),
+        began_at: chain.began_at.as_millisecond(),
+    }))
+}
+
+const PUT_ROW: &str = "
+INSERT INTO wdt.journal (chain, seq, at, text, hash) VALUES ($1, $2, $3, $4, $5)";
+const PUT_CHAIN: &str = "
+INSERT INTO wdt.chains (chain, worker, began_at, seq, at, hash) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (chain) DO UPDATE SET seq = EXCLUDED.seq, at = EXCLUDED.at, hash = EXCLUDED.hash";
+const PUT_FILTER: &str = "
+INSERT INTO wdt.journal_filters (chain, last_seq, first_seq, names) VALUES ($1, $2, $3, $4)";
+
+async fn put_row(client: &Object, row: &JournalRow) -> Result<(), DbError> {
+    let Head { seq, at, hash } = &row.row.head;
+    let hash = &hash[..];
+    let (put_row, put_chain) = (
+        client.prepare_cached(PUT_ROW).await?,
+        client.prepare_cached(PUT_CHAIN).await?,
+    );
+    let row_by: Params<'_> = vec![&row.chain, seq, at, &row.row.text, &hash];
+    let chain_by: Params<'_> = vec![&row.chain, &row.worker, &row.began_at, seq, at, &hash];
+    let (put, ended) = join(
+        client.execute(&put_row, &row_by),
+        client.execute(&put_chain, &chain_by),
+    )
+    .await;
+    put?;
+    ended?;
+    if let (Some(first), Some(bits)) = (row.row.full_from, &row.filter) {
+        client
+            .execute(PUT_FILTER, &[&row.chain, seq, &first, bits])
+            .await?;
+    }
+    Ok(())
 }
 
 /// Calls that were granted to a lane.
@@ -531,7 +647,11 @@ VALUES ($1, clock_timestamp() + interval '5 minutes')
 ON CONFLICT (account) DO UPDATE SET careful_until = EXCLUDED.careful_until";
             client.execute(sql, &[&accounts.name(*lane)]).await?;
         }
-        Request::Ended(_) | Request::Release(_) | Request::Claim(_) | Request::Call(..) => {}
+        Request::Ended(_)
+        | Request::Release(_)
+        | Request::Claim(_)
+        | Request::Call(..)
+        | Request::Note(..) => {}
         Request::BeginRun(at) => {
             let sql =
                 "INSERT INTO wdt.runs (worker, began_at, ended) VALUES ($1, $2, 0) RETURNING id";
@@ -565,7 +685,12 @@ ON CONFLICT (command) DO UPDATE SET worker = EXCLUDED.worker, changed_at = EXCLU
 }
 
 /// Writes all of a group and commits.
-async fn finish(client: &Object, accounts: &Accounts, group: &Group<'_>) -> Result<(), DbError> {
+async fn finish(
+    client: &Object,
+    accounts: &Accounts,
+    group: &Group<'_>,
+    row: Option<&JournalRow>,
+) -> Result<(), DbError> {
     let orders = put_orders(client, accounts, group);
     let results = put_results(client, accounts, group);
     let release = async {
@@ -596,8 +721,15 @@ async fn finish(client: &Object, accounts: &Accounts, group: &Group<'_>) -> Resu
         }
         Ok::<(), DbError>(())
     };
-    let (written, freed) = join(join(orders, results), join(release, calls)).await;
-    for done in [written.0, written.1, freed.0, freed.1] {
+    let journal = async {
+        match row {
+            Some(row) => put_row(client, row).await,
+            None => Ok(()),
+        }
+    };
+    let (written, freed, journaled) =
+        join3(join(orders, results), join(release, calls), journal).await;
+    for done in [written.0, written.1, freed.0, freed.1, journaled] {
         done?;
     }
     client.batch_execute("COMMIT").await?;

@@ -18,6 +18,8 @@ const PRUNE_ROWS: i64 = 1000;
 const FRONT_TRUSTED: u32 = 3600;
 /// A command that was on trial and did not come again for so long is not known any more.
 const TRIALS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// A chain that was not written to for so long is over: see [`super::CHAIN_IDLE`].
+const CHAIN_OVER: Duration = Duration::from_secs(48 * 60 * 60);
 /// More runs than are ever looked at.
 const RUNS_KEPT: i64 = 1000;
 /// One worker forgets at a time: "wdtprune".
@@ -96,6 +98,12 @@ pub(super) async fn prune(
         fronts.orders = step(client, ORDERS, fronts.orders, before).await?;
         fronts.results = step(client, RESULTS, fronts.results, before).await?;
         fronts.commands = step(client, COMMANDS, fronts.commands, before).await?;
+        let journal = client.prepare_cached(JOURNAL).await?;
+        client.execute(&journal, &[&before, &PRUNE_ROWS]).await?;
+        client.execute(FILTERS, &[]).await?;
+        let chains = client.prepare_cached(CHAINS).await?;
+        let over = before.min(earlier(Timestamp::now(), CHAIN_OVER).as_millisecond());
+        client.execute(&chains, &[&over]).await?;
         let calls = "DELETE FROM wdt.calls WHERE counts_until < clock_timestamp() - interval '1 s'";
         client.execute(calls, &[]).await?;
         let queue = "DELETE FROM wdt.queue WHERE asked_at < clock_timestamp() - interval '1 min'";
@@ -144,6 +152,25 @@ gone AS (
     WHERE c.id = f.id AND f.is_old
     RETURNING c.id)
 SELECT coalesce((SELECT id FROM young), (SELECT max(id) + 1 FROM front), $1), (SELECT count(*) FROM gone)";
+
+/// Forgets the oldest rows of each chain; the last of them is what the rest is chained to.
+const JOURNAL: &str = "
+WITH old AS MATERIALIZED (
+    SELECT c.chain, j.seq, j.hash
+    FROM wdt.chains c CROSS JOIN LATERAL (
+        SELECT seq, at, hash FROM wdt.journal
+        WHERE chain = c.chain AND seq > c.forgotten_seq ORDER BY seq LIMIT $2) j
+    WHERE c.seq > c.forgotten_seq AND j.at < $1),
+last AS (SELECT DISTINCT ON (chain) chain, seq, hash FROM old ORDER BY chain, seq DESC),
+gone AS (
+    DELETE FROM wdt.journal g USING old WHERE g.chain = old.chain AND g.seq = old.seq)
+UPDATE wdt.chains c SET forgotten_seq = last.seq, forgotten_hash = last.hash
+FROM last WHERE c.chain = last.chain";
+const FILTERS: &str = "
+DELETE FROM wdt.journal_filters f USING wdt.chains c
+WHERE f.chain = c.chain AND f.last_seq <= c.forgotten_seq";
+/// Of a worker that writes it no more.
+const CHAINS: &str = "DELETE FROM wdt.chains WHERE seq = forgotten_seq AND at < $1";
 
 async fn step(client: &Object, sql: &str, front: i64, before: i64) -> Result<i64, DbError> {
     let statement = client.prepare_cached(sql).await?;

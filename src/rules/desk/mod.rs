@@ -48,6 +48,7 @@ pub use action::{
     Action, CallId, Claim, Claimed, CommandKey, Event, Fate, Fence, Finished, Holding, LaneId,
     Note, OrderRow, OrderState, Parking, Record, RecordId, ResultRow, SendList, Telling, Ticket,
 };
+pub use telling::OnItsWay;
 
 /// How the desk does its work.
 #[derive(Debug, Clone, PartialEq)]

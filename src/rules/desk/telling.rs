@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Desk;
-use super::action::{Action, CommandKey, Event, Fate, Finished, Parking, Telling};
+use super::action::{Action, CommandKey, Event, Fate, Finished, LaneId, Parking, Telling};
 use super::hand::{Park, Stage, Told};
+use crate::rules::order::{CommandId, Outcome};
 use crate::rules::time::Mono;
 
 /// A redelivered command is known by its id if it comes back within this time after the broker was
@@ -21,6 +22,21 @@ use crate::rules::time::Mono;
 const ORPHANS_KEPT: Duration = Duration::from_secs(600);
 /// How many waiting events are tried again in one sweep.
 const UNTOLD_RETRIED: usize = 500;
+
+/// An event that is not confirmed yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnItsWay<'a> {
+    /// The account, where the settings know it.
+    pub lane: Option<LaneId>,
+    /// The command.
+    pub command_id: &'a CommandId,
+    /// The order; absent when the event tells of the command as a whole.
+    pub order_no: Option<&'a Arc<str>>,
+    /// What it tells.
+    pub outcome: Outcome,
+    /// It was told before, or decided before this command.
+    pub replayed: bool,
+}
 
 impl Desk {
     /// Publishes what is durable and not yet told, of commands that can be answered; finishes those
@@ -95,6 +111,28 @@ impl Desk {
                 occurred_at,
             },
         }));
+    }
+
+    /// What an event on its way says, and of which order, for the record that it was confirmed.
+    pub fn telling(&self, key: CommandKey, place: usize) -> Option<OnItsWay<'_>> {
+        let command = self.commands.get(&key)?;
+        let (shown, stage) = command.entries.get(place)?;
+        let Stage::Telling(told) = stage else {
+            return None;
+        };
+        Some(OnItsWay {
+            lane: command.lane,
+            command_id: &command.envelope.command_id,
+            order_no: (!command.unreadable).then_some(shown),
+            outcome: told.ending.outcome(),
+            replayed: told.replayed || command.repeats.contains(&place),
+        })
+    }
+
+    /// Whose command is on its way to the dead-letter queue.
+    pub fn parking(&self, key: CommandKey) -> Option<(Option<LaneId>, &CommandId)> {
+        let command = self.commands.get(&key)?;
+        (command.park == Park::Parking).then_some((command.lane, &command.envelope.command_id))
     }
 
     /// What became of an event.

@@ -1,0 +1,687 @@
+//! The journal: what happened, in rows that are chained by hashes.
+//!
+//! A row is written with a group of requests, in its transaction, and holds whatever happened since
+//! the row before. What is durable by that same transaction, that orders were sent or ended, is thus
+//! in the journal exactly when it is in the tables. What the worker *notes* (a command came, a call
+//! was answered, an event was confirmed) waits for the next group, a second at most; a crash loses
+//! what waits.
+//!
+//! Each row's hash is SHA-256 over the hash of the row before and the row's text. So whoever knows
+//! the last hash can tell whether any row was changed, taken out or moved.
+//!
+//! No row names what it holds in an index, which would cost more than the rows. Instead the orders
+//! and commands of many rows are kept in a Bloom filter of 16 KiB: whoever asks for an order reads
+//! all filters, and then the rows of the few that may have it.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::rules::desk::{CallId, LaneId, OrderRow, OrderState, SendList};
+use crate::rules::judge::{CallEnd, CancelLists, FoundOrder};
+use crate::rules::order::{AccountName, CommandId, Ending, OrderNo, Outcome};
+
+/// What the worker notes waits for so long at most to be written along.
+pub(super) const NOTES_WAIT: Duration = Duration::from_secs(1);
+
+/// What the worker saw, for the journal.
+#[derive(Debug)]
+pub enum Noted {
+    /// A command came.
+    Asked {
+        /// The account, where the settings know it.
+        lane: Option<LaneId>,
+        /// The command.
+        command_id: CommandId,
+        /// Its orders, as its events tell them.
+        orders: Vec<Arc<str>>,
+    },
+    /// A cancel call ended.
+    Answered {
+        /// The account.
+        lane: LaneId,
+        /// The call, as it was recorded when it was sent.
+        call: CallId,
+        /// The orders that it carried.
+        orders: Vec<OrderNo>,
+        /// How long it took.
+        duration: Duration,
+        /// The HTTP status, when one came.
+        http_status: Option<u16>,
+        /// How it ended.
+        end: CallEnd<CancelLists>,
+    },
+    /// A look-up ended.
+    LookedUp {
+        /// The account.
+        lane: LaneId,
+        /// The call.
+        call: CallId,
+        /// The order that was looked up.
+        order_no: OrderNo,
+        /// How long it took.
+        duration: Duration,
+        /// The HTTP status, when one came.
+        http_status: Option<u16>,
+        /// How it ended.
+        end: CallEnd<Vec<FoundOrder>>,
+    },
+    /// The broker confirmed an event.
+    Told {
+        /// The account, where the settings know it.
+        lane: Option<LaneId>,
+        /// The command.
+        command_id: CommandId,
+        /// The order; absent when the event tells of the command as a whole.
+        order_no: Option<Arc<str>>,
+        /// What it tells.
+        outcome: Outcome,
+        /// It was told before, or decided before this command.
+        replayed: bool,
+    },
+    /// The broker confirmed a command's copy in the dead-letter queue.
+    Parked {
+        /// The account, where the settings know it.
+        lane: Option<LaneId>,
+        /// The command.
+        command_id: CommandId,
+    },
+}
+
+/// An event in an entry: the command, and the order if it tells of one.
+type Event<'a> = (Cow<'a, str>, Option<Cow<'a, str>>);
+
+/// One thing that happened, or several of a kind. Times are ms since 1970.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(super) enum Entry<'a> {
+    Asked {
+        at: i64,
+        account: Cow<'a, str>,
+        commands: Vec<(Cow<'a, str>, Vec<Cow<'a, str>>)>,
+    },
+    /// These are recorded as being sent.
+    Sent {
+        at: i64,
+        account: Cow<'a, str>,
+        call: u64,
+        orders: Vec<Cow<'a, str>>,
+        /// Of each order; absent where it is the first call for all of them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        attempts: Vec<u32>,
+    },
+    Answered {
+        at: i64,
+        account: Cow<'a, str>,
+        call: u64,
+        #[serde(flatten)]
+        answer: Answer<'a>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        cancelled: Vec<Cow<'a, str>>,
+        /// With what was said of each.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        refused: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+        /// The answer names none of these.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        not_named: Vec<Cow<'a, str>>,
+    },
+    LookedUp {
+        at: i64,
+        account: Cow<'a, str>,
+        call: u64,
+        order: Cow<'a, str>,
+        #[serde(flatten)]
+        answer: Answer<'a>,
+        /// The states in which it was found.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        found: Vec<i64>,
+    },
+    /// These are recorded as waiting to be sent.
+    Waits {
+        at: i64,
+        account: Cow<'a, str>,
+        orders: Vec<Cow<'a, str>>,
+    },
+    Ended {
+        at: i64,
+        account: Cow<'a, str>,
+        outcome: Cow<'a, str>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        code: Option<Cow<'a, str>>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<Cow<'a, str>>,
+        attempts: u32,
+        orders: Vec<Cow<'a, str>>,
+    },
+    Told {
+        at: i64,
+        account: Cow<'a, str>,
+        outcome: Cow<'a, str>,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        replayed: bool,
+        events: Vec<Event<'a>>,
+    },
+    Parked {
+        at: i64,
+        account: Cow<'a, str>,
+        command: Cow<'a, str>,
+    },
+}
+
+/// How a call ended, whatever it carried.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Answer<'a> {
+    pub(super) ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) http: Option<u16>,
+    /// The gateway's; absent where there was no answer in its form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) status: Option<i64>,
+    /// What the gateway said of the call, or what went wrong.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub(super) message: Cow<'a, str>,
+}
+
+impl<'a> Answer<'a> {
+    fn of<T>(duration: Duration, http: Option<u16>, end: &'a CallEnd<T>) -> Self {
+        let (status, message) = match end {
+            CallEnd::Answered(reply) => (Some(reply.status), reply.message.as_str()),
+            CallEnd::Throttled { .. } => (None, "too many calls"),
+            CallEnd::Garbled { what, .. }
+            | CallEnd::Lost { what }
+            | CallEnd::NotReached { what } => (None, what.as_str()),
+        };
+        Self {
+            ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+            http,
+            status,
+            message: message.into(),
+        }
+    }
+}
+
+impl Entry<'_> {
+    /// The orders and commands that it is about.
+    fn names(&self, mut name: impl FnMut(&str)) {
+        let mut all = |names: &[Cow<'_, str>]| names.iter().for_each(|text| name(text));
+        match self {
+            Self::Asked { commands, .. } => {
+                for (command, orders) in commands {
+                    all(std::slice::from_ref(command));
+                    all(orders);
+                }
+            }
+            Self::Sent { orders, .. } | Self::Waits { orders, .. } | Self::Ended { orders, .. } => {
+                all(orders);
+            }
+            Self::Answered {
+                cancelled,
+                refused,
+                not_named,
+                ..
+            } => {
+                all(cancelled);
+                all(not_named);
+                refused.iter().for_each(|(order, _)| name(order));
+            }
+            Self::LookedUp { order, .. } => name(order),
+            Self::Told { events, .. } => {
+                for (command, order) in events {
+                    name(command);
+                    order.iter().for_each(|order| name(order));
+                }
+            }
+            Self::Parked { command, .. } => name(command),
+        }
+    }
+}
+
+/// The names of the accounts, by lane.
+pub(super) trait Names {
+    fn name(&self, lane: LaneId) -> &str;
+}
+
+impl Names for [AccountName] {
+    fn name(&self, lane: LaneId) -> &str {
+        self[lane.0].as_str()
+    }
+}
+
+fn shown(names: &(impl Names + ?Sized), lane: Option<LaneId>) -> Cow<'_, str> {
+    lane.map_or("_", |lane| names.name(lane)).into()
+}
+
+/// Entries on their way into a row.
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    json: Vec<u8>,
+    names: Vec<u64>,
+}
+
+impl Page {
+    pub(super) fn is_empty(&self) -> bool {
+        self.json.is_empty()
+    }
+
+    fn add(&mut self, entry: &Entry<'_>) {
+        if !self.json.is_empty() {
+            self.json.push(b',');
+        }
+        serde_json::to_writer(&mut self.json, entry)
+            .unwrap_or_else(|error| unreachable!("memory takes what has text keys: {error}"));
+        entry.names(|name| self.names.push(hash_of(name)));
+    }
+
+    /// What the worker saw, up to `at`; what is of one kind goes together.
+    pub(super) fn noted(&mut self, names: &(impl Names + ?Sized), at: Timestamp, noted: &[Noted]) {
+        let at = at.as_millisecond();
+        let mut asked: Vec<(Option<LaneId>, Vec<_>)> = Vec::new();
+        let mut told: Vec<((Option<LaneId>, Outcome, bool), Vec<Event<'_>>)> = Vec::new();
+        let mut parked = Vec::new();
+        // Whatever was asked was so before it was answered.
+        for noted in noted {
+            if let Noted::Asked {
+                lane,
+                command_id,
+                orders,
+            } = noted
+            {
+                let orders: Vec<Cow<'_, str>> = orders.iter().map(|no| (&**no).into()).collect();
+                group(&mut asked, *lane).push((command_id.as_str().into(), orders));
+            }
+        }
+        for (lane, commands) in asked {
+            self.add(&Entry::Asked {
+                at,
+                account: shown(names, lane),
+                commands,
+            });
+        }
+        for noted in noted {
+            match noted {
+                Noted::Asked { .. } => {}
+                Noted::Answered {
+                    lane,
+                    call,
+                    orders,
+                    duration,
+                    http_status,
+                    end,
+                } => {
+                    let answer = Answer::of(*duration, *http_status, end);
+                    let account = names.name(*lane);
+                    self.add(&answered(at, account, *call, orders, end, answer));
+                }
+                Noted::LookedUp {
+                    lane,
+                    call,
+                    order_no,
+                    duration,
+                    http_status,
+                    end,
+                } => {
+                    let found = match end {
+                        CallEnd::Answered(reply) => reply.data.as_deref().unwrap_or_default(),
+                        CallEnd::Throttled { .. }
+                        | CallEnd::Garbled { .. }
+                        | CallEnd::Lost { .. }
+                        | CallEnd::NotReached { .. } => &[],
+                    };
+                    let ours = found.iter().filter(|f| f.number == order_no.as_str());
+                    self.add(&Entry::LookedUp {
+                        at,
+                        account: names.name(*lane).into(),
+                        call: call.0,
+                        order: order_no.as_str().into(),
+                        answer: Answer::of(*duration, *http_status, end),
+                        found: ours.map(|f| f.status).collect(),
+                    });
+                }
+                Noted::Told {
+                    lane,
+                    command_id,
+                    order_no,
+                    outcome,
+                    replayed,
+                } => {
+                    let order = order_no.as_deref().map(Cow::from);
+                    let event = (command_id.as_str().into(), order);
+                    group(&mut told, (*lane, *outcome, *replayed)).push(event);
+                }
+                Noted::Parked { lane, command_id } => parked.push((*lane, command_id)),
+            }
+        }
+        for ((lane, outcome, replayed), events) in told {
+            self.add(&Entry::Told {
+                at,
+                account: shown(names, lane),
+                outcome: outcome.as_str().into(),
+                replayed,
+                events,
+            });
+        }
+        for (lane, command_id) in parked {
+            self.add(&Entry::Parked {
+                at,
+                account: shown(names, lane),
+                command: command_id.as_str().into(),
+            });
+        }
+    }
+
+    /// This list is recorded as being sent.
+    pub(super) fn sent(&mut self, names: &(impl Names + ?Sized), list: &SendList, at: Timestamp) {
+        let attempts = list.orders.iter().map(|row| row.attempts);
+        let is_first = attempts.clone().all(|attempts| attempts == 1);
+        self.add(&Entry::Sent {
+            at: at.as_millisecond(),
+            account: names.name(list.lane).into(),
+            call: list.call.0,
+            orders: list
+                .orders
+                .iter()
+                .map(|r| r.order_no.as_str().into())
+                .collect(),
+            attempts: if is_first {
+                Vec::new()
+            } else {
+                attempts.collect()
+            },
+        });
+    }
+
+    /// These states are recorded. What is recorded as sent came with its list.
+    pub(super) fn recorded<'a>(
+        &mut self,
+        names: &(impl Names + ?Sized),
+        now: Timestamp,
+        orders: impl Iterator<Item = &'a OrderRow>,
+    ) {
+        let mut waiting: Vec<(LaneId, Vec<Cow<'_, str>>)> = Vec::new();
+        let mut ended: Vec<((LaneId, Timestamp, u32, &Ending), Vec<Cow<'_, str>>)> = Vec::new();
+        for row in orders {
+            let order_no = row.order_no.as_str().into();
+            match &row.state {
+                OrderState::Waiting => group(&mut waiting, row.lane).push(order_no),
+                OrderState::Sent => {}
+                OrderState::Ended(ending, at) => {
+                    group(&mut ended, (row.lane, *at, row.attempts, ending)).push(order_no);
+                }
+            }
+        }
+        for (lane, orders) in waiting {
+            self.add(&Entry::Waits {
+                at: now.as_millisecond(),
+                account: names.name(lane).into(),
+                orders,
+            });
+        }
+        for ((lane, at, attempts, ending), orders) in ended {
+            let reason = ending.reason();
+            self.add(&Entry::Ended {
+                at: at.as_millisecond(),
+                account: names.name(lane).into(),
+                outcome: ending.outcome().as_str().into(),
+                code: reason.map(|reason| reason.code.as_str().into()),
+                message: reason.map(|reason| (&*reason.message).into()),
+                attempts,
+                orders,
+            });
+        }
+    }
+}
+
+/// What is of one kind, in the sequence in which kinds came; there are few, and the latest is the
+/// likeliest.
+fn group<K: PartialEq, T>(groups: &mut Vec<(K, Vec<T>)>, key: K) -> &mut Vec<T> {
+    let place = match groups.iter().rposition(|(known, _)| *known == key) {
+        Some(place) => place,
+        None => {
+            groups.push((key, Vec::new()));
+            groups.len() - 1
+        }
+    };
+    &mut groups[place].1
+}
+
+fn answered<'a>(
+    at: i64,
+    account: &'a str,
+    call: CallId,
+    orders: &'a [OrderNo],
+    end: &'a CallEnd<CancelLists>,
+    answer: Answer<'a>,
+) -> Entry<'a> {
+    let none = CancelLists::default();
+    let lists = match end {
+        CallEnd::Answered(reply) => reply.data.as_ref(),
+        CallEnd::Throttled { .. }
+        | CallEnd::Garbled { .. }
+        | CallEnd::Lost { .. }
+        | CallEnd::NotReached { .. } => None,
+    };
+    let lists = lists.unwrap_or(&none);
+    let (mut cancelled, mut refused, mut not_named) = (Vec::new(), Vec::new(), Vec::new());
+    // Most lists are answered in the sequence asked.
+    let mut next = 0;
+    for order_no in orders {
+        let order_no = order_no.as_str();
+        let is_next = lists.success.get(next).is_some_and(|no| no == order_no);
+        next += usize::from(is_next);
+        let is_cancelled = is_next || lists.success.iter().any(|no| no == order_no);
+        let no = lists.error.iter().find(|(no, _)| no == order_no);
+        if is_cancelled {
+            cancelled.push(Cow::from(order_no));
+        }
+        if let Some((_, words)) = no {
+            // Owned, for the lists may be the empty ones.
+            refused.push((Cow::from(order_no), Cow::from(words.clone())));
+        }
+        if !is_cancelled && no.is_none() {
+            not_named.push(Cow::from(order_no));
+        }
+    }
+    Entry::Answered {
+        at,
+        account: account.into(),
+        call: call.0,
+        answer,
+        cancelled,
+        refused,
+        not_named,
+    }
+}
+
+// ---- rows ----
+
+/// A row's text, as it is hashed.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Text<'a> {
+    /// The worker's run, which numbers its calls.
+    pub(super) run: Cow<'a, str>,
+    /// When it was written; never before the row before it.
+    pub(super) at: i64,
+    /// What happened.
+    pub(super) entries: Vec<Entry<'a>>,
+}
+
+/// SHA-256.
+pub(super) type Hash = [u8; 32];
+
+/// The end of a chain: its last row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) seq: i64,
+    pub(super) at: i64,
+    pub(super) hash: Hash,
+}
+
+impl Head {
+    /// Before the first row of a chain, which its name sets apart from others.
+    pub(super) fn of(chain: &str) -> Self {
+        Self {
+            seq: 0,
+            at: i64::MIN,
+            hash: Sha256::digest(chain).into(),
+        }
+    }
+}
+
+/// The hash of a row that follows the one with `before`.
+pub(super) fn chained(before: &Hash, text: &str) -> Hash {
+    let mut hash = Sha256::new();
+    hash.update(before);
+    hash.update(text);
+    hash.finalize().into()
+}
+
+/// A row to be written.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) head: Head,
+    pub(super) text: String,
+    /// The first row of those whose filter is full with this one, to be written along.
+    pub(super) full_from: Option<i64>,
+}
+
+/// Writes one chain.
+#[derive(Debug)]
+pub(super) struct Scribe {
+    run: String,
+    /// The last row that is durable.
+    pub(super) head: Head,
+    pub(super) filter: Filter,
+    /// The first row whose names are in the filter.
+    pub(super) filter_from: i64,
+}
+
+impl Scribe {
+    pub(super) fn new(head: Head, now: Timestamp) -> Self {
+        Self {
+            run: now.as_millisecond().to_string(),
+            head,
+            filter: Filter::default(),
+            filter_from: head.seq + 1,
+        }
+    }
+
+    /// The row that is to follow, if there is anything to tell. Nothing depends on whether it
+    /// becomes durable: [`Self::written`] tells.
+    pub(super) fn row(&mut self, now: Timestamp, noted: &Page, done: &Page) -> Option<Row> {
+        if noted.is_empty() && done.is_empty() {
+            return None;
+        }
+        let at = now.as_millisecond().max(self.head.at);
+        let mut text = format!(r#"{{"run":"{}","at":{at},"entries":["#, self.run).into_bytes();
+        text.reserve(noted.json.len() + done.json.len() + 3);
+        text.extend_from_slice(&noted.json);
+        if !noted.is_empty() && !done.is_empty() {
+            text.push(b',');
+        }
+        text.extend_from_slice(&done.json);
+        text.extend_from_slice(b"]}");
+        let text = String::from_utf8(text)
+            .unwrap_or_else(|error| unreachable!("JSON is written as UTF-8: {error}"));
+        // A name too many, of a row that is not written after all, costs a look in vain.
+        for name in noted.names.iter().chain(&done.names) {
+            self.filter.add(*name);
+        }
+        Some(Row {
+            head: Head {
+                seq: self.head.seq + 1,
+                at,
+                hash: chained(&self.head.hash, &text),
+            },
+            text,
+            full_from: self.filter.is_full().then_some(self.filter_from),
+        })
+    }
+
+    /// The row is durable.
+    pub(super) fn written(&mut self, row: &Row) {
+        self.head = row.head;
+        if row.full_from.is_some() {
+            self.filter = Filter::default();
+            self.filter_from = row.head.seq + 1;
+        }
+    }
+
+    /// Takes the names of a row that is durable, and in no filter yet.
+    pub(super) fn read(&mut self, text: &str) {
+        // One that cannot be read is found by whoever verifies the chain.
+        let Ok(text) = serde_json::from_str::<Text<'_>>(text) else {
+            return;
+        };
+        for entry in &text.entries {
+            entry.names(|name| self.filter.add(hash_of(name)));
+        }
+    }
+}
+
+// ---- filters ----
+
+/// 16 KiB: bits by which a name is known that is not in the rows.
+const FILTER_BYTES: usize = 16 * 1024;
+/// Names in a filter, of 16 bits each: of a thousand looks at a filter for what is not in its rows,
+/// one is in vain.
+const FILTER_NAMES: usize = FILTER_BYTES / 2;
+const PROBES: u64 = 6;
+
+/// The names of many rows.
+#[derive(Debug)]
+pub(super) struct Filter {
+    pub(super) bits: Vec<u8>,
+    names: usize,
+}
+
+impl Default for Filter {
+    fn default() -> Self {
+        Self {
+            bits: vec![0; FILTER_BYTES],
+            names: 0,
+        }
+    }
+}
+
+impl Filter {
+    fn add(&mut self, name: u64) {
+        let mut is_new = false;
+        for (byte, bit) in probes(name) {
+            is_new |= self.bits[byte] & bit == 0;
+            self.bits[byte] |= bit;
+        }
+        self.names += usize::from(is_new);
+    }
+
+    fn is_full(&self) -> bool {
+        self.names >= FILTER_NAMES
+    }
+}
+
+/// Whether rows with these bits may name it.
+pub(super) fn may_name(bits: &[u8], name: &str) -> bool {
+    probes(hash_of(name)).all(|(byte, bit)| bits.get(byte).is_none_or(|b| b & bit != 0))
+}
+
+fn probes(name: u64) -> impl Iterator<Item = (usize, u8)> {
+    const BITS: u64 = FILTER_BYTES as u64 * 8;
+    let step = (name >> 32) | 1;
+    (0..PROBES).map(move |i| {
+        let bit = name.wrapping_add(i.wrapping_mul(step)) % BITS;
+        ((bit / 8) as usize, 1 << (bit % 8))
+    })
+}
+
+/// FNV-1a, with its bits well mixed. It is in every filter that was ever written, so it stays.
+fn hash_of(name: &str) -> u64 {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
+}
