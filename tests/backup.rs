@@ -232,7 +232,7 @@ async fn what_cannot_be_restored_changes_nothing() {
             assert_eq!(code, i32::from(!checks_empty), "{verb} {from:?}: {said}");
             assert_eq!(
                 said.lines().count(),
-                if checks_empty { 5 } else { 1 },
+                if checks_empty { 6 } else { 1 },
                 "{said}"
             );
             assert!(said.contains(&from.display().to_string()), "{said}");

@@ -40,11 +40,11 @@ async fn a_worker_whose_role_may_not_make_tables_works_with_those_that_somebody_
     assert!(said.contains("wdt-cancel-worker ledger migrate"), "{said}");
 
     let said = done(&owner, &["ledger", "migrate"]).await;
-    assert!(said.contains("was made, with schema 1"), "{said}");
+    assert!(said.contains("was made, with schema 2"), "{said}");
     assert!(
         done(&owner, &["ledger", "migrate"])
             .await
-            .contains("has schema 1")
+            .contains("has schema 2")
     );
     let said = refused(&humble).await;
     assert!(said.contains("permission denied"), "{said}");
@@ -77,16 +77,16 @@ async fn a_later_schema_is_used_if_it_says_that_this_version_may_and_refused_if_
     let mut worker = scene.worker().await;
     assert_eq!(worker.terminate(SOON).await, 0);
     database
-        .run("INSERT INTO wdt.migrations VALUES (2, 1)")
+        .run("INSERT INTO wdt.migrations VALUES (3, 1)")
         .await;
     let mut worker = scene.worker().await;
     assert_eq!(worker.terminate(SOON).await, 0);
     database
-        .run("INSERT INTO wdt.migrations VALUES (3, 3)")
+        .run("INSERT INTO wdt.migrations VALUES (4, 4)")
         .await;
     let said = refused(&scene).await;
     assert!(
-        said.contains("schema 3") && said.contains("start a later version"),
+        said.contains("schema 4") && said.contains("start a later version"),
         "{said}"
     );
     let said = says(&mut scene.setup.start_with(&["ledger", "migrate"]), 1).await;
