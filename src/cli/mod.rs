@@ -53,7 +53,8 @@ enum Command {
     /// events went out. Ends with 1 when one is not known.
     Order(story::OrderArgs),
     /// Tells all that is known of a command. Ends with 1 when it is not known.
-    Command(story::CommandArgs),
+    #[command(name = "command")]
+    Request(story::CommandArgs),
     /// Takes the journal of all that happened out of the ledger, and checks that it is whole.
     #[command(subcommand)]
     Audit(audit::Args),
@@ -144,7 +145,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Sandbox(args) => sandbox::run(args).await.map(|()| Exit::Done),
         Command::Ledger(args) => ledger::run(args, &load(file)?.config).await,
         Command::Order(args) => story::orders(args, &load(file)?.config).await,
-        Command::Command(args) => story::command(args, &load(file)?.config).await,
+        Command::Request(args) => story::command(args, &load(file)?.config).await,
         Command::Audit(args) => audit::run(args, &load(file)?.config).await,
         Command::Config { json } => {
             config::run(&load(file)?, json, &mut std::io::stdout().lock())?;

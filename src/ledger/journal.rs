@@ -240,6 +240,9 @@ impl Entry<'_> {
     }
 }
 
+/// What goes together, by what it has in common.
+type Groups<K, T> = Vec<(K, Vec<T>)>;
+
 /// The names of the accounts, by lane.
 pub(super) trait Names {
     fn name(&self, lane: LaneId) -> &str;
@@ -280,7 +283,7 @@ impl Page {
     pub(super) fn noted(&mut self, names: &(impl Names + ?Sized), at: Timestamp, noted: &[Noted]) {
         let at = at.as_millisecond();
         let mut asked: Vec<(Option<LaneId>, Vec<_>)> = Vec::new();
-        let mut told: Vec<((Option<LaneId>, Outcome, bool), Vec<Event<'_>>)> = Vec::new();
+        let mut told: Groups<(Option<LaneId>, Outcome, bool), Event<'_>> = Vec::new();
         let mut parked = Vec::new();
         // Whatever was asked was so before it was answered.
         for noted in noted {
@@ -402,7 +405,7 @@ impl Page {
         orders: impl Iterator<Item = &'a OrderRow>,
     ) {
         let mut waiting: Vec<(LaneId, Vec<Cow<'_, str>>)> = Vec::new();
-        let mut ended: Vec<((LaneId, Timestamp, u32, &Ending), Vec<Cow<'_, str>>)> = Vec::new();
+        let mut ended: Groups<(LaneId, Timestamp, u32, &Ending), Cow<'_, str>> = Vec::new();
         for row in orders {
             let order_no = row.order_no.as_str().into();
             match &row.state {
@@ -437,7 +440,7 @@ impl Page {
 
 /// What is of one kind, in the sequence in which kinds came; there are few, and the latest is the
 /// likeliest.
-fn group<K: PartialEq, T>(groups: &mut Vec<(K, Vec<T>)>, key: K) -> &mut Vec<T> {
+fn group<K: PartialEq, T>(groups: &mut Groups<K, T>, key: K) -> &mut Vec<T> {
     let place = match groups.iter().rposition(|(known, _)| *known == key) {
         Some(place) => place,
         None => {
