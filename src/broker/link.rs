@@ -59,7 +59,7 @@ const CAUSES_MAX: usize = 32;
 /// Between the last acknowledgement and the close. A quorum queue takes some 32 at a time from a
 /// channel, in milliseconds each; what it has not taken when the channel closes is given out again,
 /// though it was told. Nothing tells when it has taken them.
-const SETTLING: Duration = Duration::from_millis(500);
+pub(super) const SETTLING: Duration = Duration::from_millis(500);
 /// A graceful close is not waited for longer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -440,9 +440,17 @@ pub async fn connect_any<'a, U>(urls: U, name: &str) -> anyhow::Result<Connectio
 where
     U: IntoIterator<Item = &'a AMQPUri>,
 {
+    open_any(urls, name, false).await
+}
+
+/// The same; with `mends`, also for messages that the client library cannot read as they are.
+pub(super) async fn open_any<'a, U>(urls: U, name: &str, mends: bool) -> anyhow::Result<Connection>
+where
+    U: IntoIterator<Item = &'a AMQPUri>,
+{
     let mut failure = anyhow::anyhow!("amqp.url names no broker");
     for url in urls {
-        match connect(url, name).await {
+        match open(url, name, mends).await {
             Ok(connection) => return Ok(connection),
             Err(error) => {
                 failure = match error.at(|| node(url)) {

@@ -189,6 +189,11 @@ async fn close(channel: &lapin::Channel) {
     drop(channel.close(200, "done".into()).await);
 }
 
+/// The broker has no such queue or exchange.
+pub(super) fn is_missing(error: &lapin::Error) -> bool {
+    is(error, AMQPSoftError::NOTFOUND)
+}
+
 fn is(error: &lapin::Error, soft: AMQPSoftError) -> bool {
     match error.kind() {
         ErrorKind::ProtocolError(error) => *error.kind() == AMQPErrorKind::Soft(soft),

@@ -27,7 +27,7 @@ pub(super) const SUBSTITUTE: char = '\u{1A}';
 /// What an event's body takes, unless the gateway says much.
 const EVENT_BYTES: usize = 512;
 /// `delivery_mode` of a message that survives a restart of the broker.
-const PERSISTENT: u8 = 2;
+pub(super) const PERSISTENT: u8 = 2;
 
 /// Reads a command. The error says what is wrong with the body.
 pub fn read(
@@ -390,10 +390,18 @@ pub fn parked_properties(
         set("x-wdt-origin-user-id", user.as_str());
     }
     headers.insert("x-wdt-dead-at".into(), AMQPValue::Timestamp(now));
-    let mut copy = BasicProperties::default()
+    let copy = BasicProperties::default()
         .with_message_id(parking.envelope.command_id.as_str().into())
         .with_delivery_mode(PERSISTENT)
         .with_headers(headers);
+    with_what_only_tells(copy, properties)
+}
+
+/// Adds those of a message's properties that make the broker do nothing.
+pub(super) fn with_what_only_tells(
+    mut copy: BasicProperties,
+    properties: &BasicProperties,
+) -> BasicProperties {
     type With = fn(BasicProperties, ShortString) -> BasicProperties;
     let texts: [(&Option<ShortString>, With); 6] = [
         (

@@ -2,6 +2,7 @@
 
 pub mod bind;
 pub mod config;
+pub mod dead;
 pub mod demo;
 pub mod ledger;
 pub mod run;
@@ -40,6 +41,9 @@ enum Command {
     Send(send::Args),
     /// Creates a durable queue and binds it to the results' exchange.
     Bind(bind::Args),
+    /// Looks into the dead-letter queue, sends what is in it back to work, removes it.
+    #[command(subcommand)]
+    Dead(dead::Args),
     /// Shows everything at work: a gateway of its own, a worker, orders of every fate.
     Demo(demo::Args),
     /// Runs an emulator of the Wangdian gateway, to try things out.
@@ -130,6 +134,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Run(args) => run::run(args, load(file)?.config).await,
         Command::Send(args) => send::run(args, broker(file)?).await,
         Command::Bind(args) => bind::run(args, broker(file)?).await,
+        Command::Dead(args) => dead::run(args, broker(file)?).await,
         Command::Demo(args) => demo::run(args, broker(file)?).await,
         Command::Sandbox(args) => sandbox::run(args).await.map(|()| Exit::Done),
         Command::Ledger(args) => ledger::run(args, &load(file)?.config).await,

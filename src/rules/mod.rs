@@ -4,6 +4,7 @@
 #![warn(clippy::wildcard_enum_match_arm)]
 
 pub mod admit;
+pub mod dead;
 pub mod delay;
 pub mod desk;
 pub mod judge;
