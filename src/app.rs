@@ -9,14 +9,16 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::admin::history::History;
 use crate::admin::metrics::Metrics;
-use crate::admin::{Admin, Snapshot};
+use crate::admin::{Admin, Office, Snapshot};
 use crate::broker;
 use crate::broker::link::Link;
 use crate::config::{Config, LedgerUrl};
 use crate::gateway::client::{Client, Credentials, GatewayUrl, Http};
 use crate::gateway::sign::AppSecret;
 use crate::ledger::{Done, Ledger, Opened, postgres};
+use crate::letters::{self, Letters};
 use crate::rules::delay::Delays;
 use crate::rules::desk::{AccountPolicy, Desk, Gap, Policy};
 use crate::rules::next::Retry;
@@ -68,6 +70,11 @@ pub async fn run(
         desk.remember_call(lane, clock.now().mono, ago);
     }
 
+    for (lane, paused) in opened.paused {
+        info!(account = %desk.account(lane), by = &*paused.by, since = %paused.since, "the account is paused");
+        desk.pause(lane, Some(paused));
+    }
+
     let deaths = opened.past.deaths;
     let gate = Gate::new(opened.past);
     if gate.is_careful() {
@@ -87,14 +94,32 @@ pub async fn run(
 
     let metrics = Arc::new(Metrics::new());
     let (snapshot, snapshot_rx) = watch::channel(Snapshot::starting(Timestamp::now()));
-    let admin = Admin::start(config.admin.listen, snapshot_rx, Arc::clone(&metrics))
-        .await
-        .with_context(|| {
-            format!(
-                "admin.listen: {} cannot be listened on",
-                config.admin.listen
-            )
-        })?;
+    let history = Arc::new(History::default());
+    let (pause, pauses) = unbounded_channel();
+    let (letters, clerk) = Letters::start(dead_settings(&config));
+    let office = Office {
+        token: config
+            .admin
+            .token
+            .as_ref()
+            .map(|token| token.expose().clone()),
+        history: Arc::clone(&history),
+        pause,
+        letters,
+    };
+    let admin = Admin::start(
+        config.admin.listen,
+        snapshot_rx,
+        Arc::clone(&metrics),
+        office,
+    )
+    .await
+    .with_context(|| {
+        format!(
+            "admin.listen: {} cannot be listened on",
+            config.admin.listen
+        )
+    })?;
     info!(address = %admin.address, ledger = %shown(&config), accounts = names.len(), "started");
 
     let (events_tx, events) = unbounded_channel();
@@ -112,10 +137,13 @@ pub async fn run(
         events,
         clock,
         metrics,
+        history,
+        pauses,
         snapshot,
     };
     let stopped = worker.run(stop, drain).await;
     admin.stop();
+    clerk.abort();
     stopped
 }
 
@@ -197,6 +225,19 @@ fn clients(config: &Config) -> anyhow::Result<Vec<Arc<Client>>> {
             Ok(Arc::new(Client::new(http.clone(), url, credentials)))
         })
         .collect()
+}
+
+fn dead_settings(config: &Config) -> letters::Settings {
+    letters::Settings {
+        urls: config
+            .amqp
+            .urls
+            .iter()
+            .map(|url| url.expose().clone())
+            .collect(),
+        dead_queue: config.amqp.dead_queue.clone(),
+        queue: config.amqp.queue.clone(),
+    }
 }
 
 fn broker_settings(config: &Config) -> broker::Settings {

@@ -16,8 +16,9 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
+use crate::admin::history::History;
 use crate::admin::metrics::Metrics;
-use crate::admin::{self, Snapshot, Trouble};
+use crate::admin::{self, Pause, Snapshot, Trouble};
 use crate::broker::answer::{Publication, Settlement};
 use crate::broker::link::{Link, LinkState};
 use crate::broker::{BrokerEvent, Delivered};
@@ -27,7 +28,7 @@ use crate::ledger::{self, Done, Leave, Ledger, Sent};
 use crate::rules::admit::{self, House};
 use crate::rules::desk::{Action, CallId, Desk, Fate, Intake, LaneId, Note, Telling, Ticket};
 use crate::rules::judge::{CallEnd, CancelLists, FoundOrder};
-use crate::rules::lane::{Method, Turn};
+use crate::rules::lane::{Method, Paused, Turn};
 use crate::rules::order::{AccountName, CommandId, OrderNo, Outcome};
 use crate::rules::pattern::Pattern;
 use crate::rules::poison::{Gate, Manner, SURVIVED, Step, UNOPENED_MAX};
@@ -136,6 +137,10 @@ pub struct Worker {
     pub clock: Clock,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// What the operators' page shows of the last hour.
+    pub history: Arc<History>,
+    /// What operators want.
+    pub pauses: UnboundedReceiver<Pause>,
     /// For the admin listener.
     pub snapshot: watch::Sender<Snapshot>,
 }
@@ -192,6 +197,7 @@ impl Worker {
             tokio::select! {
                 Some(event) = self.events.recv() => self.heard(&mut running, event),
                 Some(done) = self.done.recv() => self.became_durable(&mut running, done),
+                Some(Pause { lane, paused }) = self.pauses.recv() => self.ledger.pause(lane, paused),
                 Some(done) = running.calls.join_next() => self.answered(done)?,
                 error = self.link.failed() => {
                     self.end_run(&mut running);
@@ -424,6 +430,12 @@ impl Worker {
                 None => self.desk.not_made(call),
             },
             Done::Recorded(id, lost) => self.desk.recorded(id, &lost),
+            Done::Paused(lanes) => {
+                for (lane, paused) in lanes {
+                    self.pause(lane, paused);
+                }
+                self.publish_snapshot(running);
+            }
         }
     }
 
@@ -495,6 +507,15 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    fn pause(&mut self, lane: LaneId, paused: Option<Paused>) {
+        let account = self.desk.account(lane).as_str();
+        match &paused {
+            Some(paused) => info!(account, by = &*paused.by, "the account is paused"),
+            None => info!(account, "the account is resumed"),
+        }
+        self.desk.pause(lane, paused);
     }
 
     // ---- what is to be done ----
@@ -605,6 +626,8 @@ impl Worker {
             duration_ms = millis,
             "call"
         );
+        let cancels = if method == Method::Cancel { orders } else { 0 };
+        self.history.called(cancels, Timestamp::now());
         self.metrics.call(
             account,
             method,
@@ -644,6 +667,7 @@ impl Worker {
             }
         }
         self.metrics.event(account, outcome, event.replayed);
+        self.history.told(telling, Timestamp::now());
     }
 
     fn note_fate(&self, running: &mut Running, fate: Fate) {

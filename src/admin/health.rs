@@ -17,6 +17,8 @@ pub enum State {
     Degraded,
     /// It does not work.
     Failing,
+    /// An operator wants it so.
+    Paused,
 }
 
 /// One thing that is checked.
@@ -163,6 +165,15 @@ fn ledger(snapshot: &Snapshot) -> Check {
 /// An account's check.
 pub fn describe(report: &LaneReport) -> Check {
     let name = format!("account {}", report.account);
+    if let Some(paused) = &report.paused {
+        return Check {
+            state: State::Paused,
+            since: Some(format!("{:.3}", paused.since)),
+            cause: format!("paused by {}", paused.by),
+            remedy: format!("wdt-cancel-worker resume {}", report.account),
+            ..Check::ok(&name)
+        };
+    }
     match &report.health {
         Health::Down { since, cause } => Check::failing(
             &name,

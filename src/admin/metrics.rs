@@ -73,6 +73,7 @@ pub struct Metrics {
     commit_micros: Counter<u64, AtomicU64>,
     ready: Gauge,
     callable: Family<AccountLabels, Gauge>,
+    paused: Family<AccountLabels, Gauge>,
     waiting: Family<AccountLabels, Gauge>,
     calls_in_flight: Family<AccountLabels, Gauge>,
     clock_offset: Family<AccountLabels, Gauge>,
@@ -103,6 +104,7 @@ impl Metrics {
             commit_micros: Counter::default(),
             ready: Gauge::default(),
             callable: Family::default(),
+            paused: Family::default(),
             waiting: Family::default(),
             calls_in_flight: Family::default(),
             clock_offset: Family::default(),
@@ -173,6 +175,11 @@ impl Metrics {
             "account_callable",
             "1 when the account can be called",
             metrics.callable.clone(),
+        );
+        registry.register(
+            "account_paused",
+            "1 while an operator wants that the account is not called",
+            metrics.paused.clone(),
         );
         registry.register(
             "orders_waiting",
@@ -297,6 +304,8 @@ impl Metrics {
             };
             let callable = health::describe(report).state != health::State::Failing;
             self.callable.get_or_create(&labels).set(callable.into());
+            let paused = report.paused.is_some();
+            self.paused.get_or_create(&labels).set(paused.into());
             self.waiting
                 .get_or_create(&labels)
                 .set(gauge(report.waiting));

@@ -1,28 +1,34 @@
-//! The operators' listener: `/livez`, `/readyz` and `/metrics`. It shows and does nothing else, and
-//! whoever can reach it can cost the worker no more than the bounds below.
+//! The operators' listener: `/livez`, `/readyz` and `/metrics` for machines, and the pages for people.
+//! Whoever can reach it can cost the worker no more than the bounds below; who may read the pages and
+//! act, `access` decides.
 
+mod access;
 pub mod health;
+pub mod history;
+pub mod letters;
 pub mod metrics;
+mod pages;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::{Sender, UnboundedSender};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::rules::desk::{Intake, Load};
-use crate::rules::lane::LaneReport;
+use crate::rules::desk::{Intake, LaneId, Load};
+use crate::rules::lane::{LaneReport, Paused};
 use crate::rules::time::Now;
 use metrics::Metrics;
 
@@ -114,11 +120,36 @@ impl Snapshot {
     }
 }
 
+/// An operator's wish: that this account is not called, or is called again.
+#[derive(Debug)]
+pub struct Pause {
+    /// The account.
+    pub lane: LaneId,
+    /// By whom and since when, or that it is over.
+    pub paused: Option<Paused>,
+}
+
+/// What the pages need beside the snapshot. It holds the token, so it is never shown.
+pub struct Office {
+    /// `admin.token`.
+    pub token: Option<String>,
+    /// The last hour.
+    pub history: Arc<history::History>,
+    /// Where wishes to pause go.
+    pub pause: UnboundedSender<Pause>,
+    /// Where wishes for dead letters go.
+    pub letters: Sender<letters::Request>,
+}
+
 #[derive(Clone)]
 struct Desk {
     snapshot: watch::Receiver<Snapshot>,
     metrics: Arc<Metrics>,
 }
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+struct Peer(SocketAddr);
 
 /// The listener, while it serves.
 #[derive(Debug)]
@@ -137,6 +168,7 @@ impl Admin {
         address: SocketAddr,
         snapshot: watch::Receiver<Snapshot>,
         metrics: Arc<Metrics>,
+        office: Office,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
@@ -144,7 +176,11 @@ impl Admin {
             .route("/livez", get(livez))
             .route("/readyz", get(readyz))
             .route("/metrics", get(text_metrics))
-            .with_state(Desk { snapshot, metrics });
+            .with_state(Desk {
+                snapshot: snapshot.clone(),
+                metrics,
+            })
+            .merge(pages::router(snapshot, office));
         let task = tokio::spawn(serve(listener, router));
         Ok(Self { address, task })
     }
@@ -168,15 +204,15 @@ async fn serve(listener: TcpListener, router: Router) {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(connection) => connection,
             Err(error) => {
                 tracing::debug!(%error, "the admin listener");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let service = TowerToHyperService::new(router.clone());
+        let service = TowerToHyperService::new(router.clone().layer(Extension(Peer(peer))));
         let connection = http.serve_connection(TokioIo::new(stream), service);
         connections.spawn(async move {
             // However it ends, nobody is to be told but the one at the other end.

@@ -61,14 +61,6 @@ pub enum DeadError {
     NotWritten(#[from] std::io::Error),
 }
 
-/// What is to be done with a letter that is meant.
-enum Verdict {
-    /// It stays.
-    Keep,
-    /// It goes, and what replaces it is in its place.
-    Remove,
-}
-
 /// The dead-letter queue, on a connection of its own.
 #[derive(Debug)]
 pub struct DeadLetters {
@@ -118,15 +110,20 @@ impl DeadLetters {
     ) -> Result<Tally, DeadError> {
         let mut tally = Tally::default();
         let mut shown = 0;
-        self.walk(filter, &mut tally, async |letter, delivery| {
-            if shown < most {
-                shown += 1;
-                show(letter.clone(), &|| letter::whole(delivery))?;
+        let mut round = self.round(filter, &mut tally).await?;
+        let looked = async {
+            while let Some((letter, delivery)) = round.next().await? {
+                if shown < most {
+                    shown += 1;
+                    show(letter, &|| letter::whole(&delivery))?;
+                }
+                round.keep(&delivery).await?;
             }
-            Ok(Verdict::Keep)
-        })
-        .await?;
-        Ok(tally)
+            Ok(())
+        }
+        .await;
+        round.end().await?;
+        looked.map(|()| tally)
     }
 
     /// Sends the letters that are meant back to the commands' queue, up to `most`, with `pause`
@@ -144,28 +141,30 @@ impl DeadLetters {
         mut show: impl FnMut(&Letter) -> std::io::Result<()>,
     ) -> Result<(), DeadError> {
         self.is_there(&self.commands).await?;
-        let mut done = 0;
         let mut sent: HashSet<CommandId> = HashSet::new();
-        self.walk(filter, tally, async |letter, delivery| {
-            let is_again = letter
-                .command_id
-                .as_ref()
-                .is_some_and(|id| sent.contains(id));
-            if done >= most || is_again {
-                return Ok(Verdict::Keep);
+        let mut round = self.round(filter, tally).await?;
+        let replayed = async {
+            while let Some((letter, delivery)) = round.next().await? {
+                let id = letter.command_id.clone();
+                if round.done() >= most || id.as_ref().is_some_and(|id| sent.contains(id)) {
+                    round.keep(&delivery).await?;
+                    continue;
+                }
+                if round.done() > 0 {
+                    tokio::time::sleep(pause).await;
+                }
+                let properties = letter::replayed(&delivery);
+                self.put(&self.commands, &delivery, properties).await?;
+                round.remove(&delivery).await?;
+                sent.extend(id);
+                // It is done: that it cannot be shown must not keep the others here.
+                drop(show(&letter));
             }
-            if done > 0 {
-                tokio::time::sleep(pause).await;
-            }
-            self.put(&self.commands, delivery, letter::replayed(delivery))
-                .await?;
-            done += 1;
-            sent.extend(letter.command_id.clone());
-            // It is sent already: that it cannot be shown must not leave it here, too.
-            drop(show(letter));
-            Ok(Verdict::Remove)
-        })
-        .await
+            Ok(())
+        }
+        .await;
+        round.end().await?;
+        replayed
     }
 
     /// Removes the letters that are meant, up to `most`, each after `keep` has it written down.
@@ -180,16 +179,21 @@ impl DeadLetters {
         tally: &mut Tally,
         mut keep: impl FnMut(&Letter, Value) -> std::io::Result<()>,
     ) -> Result<(), DeadError> {
-        let mut done = 0;
-        self.walk(filter, tally, async |letter, delivery| {
-            if done >= most {
-                return Ok(Verdict::Keep);
+        let mut round = self.round(filter, tally).await?;
+        let removed = async {
+            while let Some((letter, delivery)) = round.next().await? {
+                if round.done() >= most {
+                    round.keep(&delivery).await?;
+                } else {
+                    keep(&letter, letter::whole(&delivery))?;
+                    round.remove(&delivery).await?;
+                }
             }
-            keep(letter, letter::whole(delivery))?;
-            done += 1;
-            Ok(Verdict::Remove)
-        })
-        .await
+            Ok(())
+        }
+        .await;
+        round.end().await?;
+        removed
     }
 
     /// Closes, once the broker has taken what was acknowledged.
@@ -200,71 +204,20 @@ impl DeadLetters {
         drop(tokio::time::timeout(ANSWER_TIMEOUT, closed).await);
     }
 
-    /// Takes one letter after the other, no more than there were at the beginning, asks what is to be
-    /// done with those that are meant, and gives back what stays.
-    async fn walk(
-        &self,
-        filter: &Filter,
-        tally: &mut Tally,
-        mut ask: impl AsyncFnMut(&Letter, &Delivery) -> Result<Verdict, DeadError>,
-    ) -> Result<(), DeadError> {
-        let now = Timestamp::now();
+    /// Begins to go through the queue.
+    async fn round<'a>(
+        &'a self,
+        filter: &'a Filter,
+        tally: &'a mut Tally,
+    ) -> Result<Round<'a>, DeadError> {
         tally.waiting = self.is_there(&self.queue).await?;
-        let mut last = None;
-        let mut walked = Ok(());
-        while tally.seen < tally.waiting.min(LOOK_MAX) {
-            let got = self
-                .channel
-                .basic_get(self.queue.as_str().into(), BasicGetOptions::default());
-            let Some(got) = in_time(got).await? else {
-                break;
-            };
-            tally.seen += 1;
-            last = Some(got.delivery.delivery_tag);
-            if let Err(error) = self.take(filter, now, &got.delivery, tally, &mut ask).await {
-                walked = Err(error);
-                break;
-            }
-        }
-        if let Some(last) = last {
-            let all = BasicNackOptions {
-                multiple: true,
-                requeue: true,
-            };
-            in_time(self.channel.basic_nack(last, all)).await?;
-        }
-        walked
-    }
-
-    async fn take(
-        &self,
-        filter: &Filter,
-        now: Timestamp,
-        delivery: &Delivery,
-        tally: &mut Tally,
-        ask: &mut impl AsyncFnMut(&Letter, &Delivery) -> Result<Verdict, DeadError>,
-    ) -> Result<(), DeadError> {
-        let letter = letter::read(delivery);
-        let mut verdict = Verdict::Keep;
-        if filter.fits(&letter, now) {
-            tally.meant += 1;
-            verdict = ask(&letter, delivery).await?;
-            if matches!(verdict, Verdict::Remove) {
-                tally.done += 1;
-            }
-        }
-        let returns = wire::delivery_count(&delivery.properties).unwrap_or(0);
-        match verdict {
-            Verdict::Remove => {}
-            Verdict::Keep if returns >= RENEWED_AFTER => {
-                self.put(&self.queue, delivery, letter::renewed(delivery))
-                    .await?;
-            }
-            Verdict::Keep => return Ok(()),
-        }
-        let this = BasicAckOptions::default();
-        in_time(self.channel.basic_ack(delivery.delivery_tag, this)).await?;
-        Ok(())
+        Ok(Round {
+            dead: self,
+            filter,
+            now: Timestamp::now(),
+            tally,
+            last: None,
+        })
     }
 
     /// Publishes a letter and awaits the broker's word that it is in this queue.
@@ -318,6 +271,84 @@ impl DeadLetters {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Once through the queue: each letter is taken, and kept or removed. Whatever happens, it is to be
+/// ended, which gives back what is kept; an end of the connection does the same.
+struct Round<'a> {
+    dead: &'a DeadLetters,
+    filter: &'a Filter,
+    now: Timestamp,
+    tally: &'a mut Tally,
+    /// The last that was taken.
+    last: Option<u64>,
+}
+
+impl Round<'_> {
+    /// Letters removed so far.
+    fn done(&self) -> u64 {
+        self.tally.done
+    }
+
+    /// The next letter that is meant; none when as many were taken as there were at the beginning.
+    async fn next(&mut self) -> Result<Option<(Letter, Delivery)>, DeadError> {
+        while self.tally.seen < self.tally.waiting.min(LOOK_MAX) {
+            let queue = self.dead.queue.as_str().into();
+            let got = self
+                .dead
+                .channel
+                .basic_get(queue, BasicGetOptions::default());
+            let Some(got) = in_time(got).await? else {
+                break;
+            };
+            self.tally.seen += 1;
+            self.last = Some(got.delivery.delivery_tag);
+            let letter = letter::read(&got.delivery);
+            if self.filter.fits(&letter, self.now) {
+                self.tally.meant += 1;
+                return Ok(Some((letter, got.delivery)));
+            }
+            self.keep(&got.delivery).await?;
+        }
+        Ok(None)
+    }
+
+    /// It stays, be it as a copy at the end of the queue.
+    async fn keep(&self, delivery: &Delivery) -> Result<(), DeadError> {
+        let returns = wire::delivery_count(&delivery.properties).unwrap_or(0);
+        if returns < RENEWED_AFTER {
+            return Ok(());
+        }
+        let renewed = letter::renewed(delivery);
+        self.dead.put(&self.dead.queue, delivery, renewed).await?;
+        self.acknowledge(delivery).await
+    }
+
+    /// It goes: what replaces it is in its place.
+    async fn remove(&mut self, delivery: &Delivery) -> Result<(), DeadError> {
+        self.acknowledge(delivery).await?;
+        self.tally.done += 1;
+        Ok(())
+    }
+
+    async fn acknowledge(&self, delivery: &Delivery) -> Result<(), DeadError> {
+        let this = BasicAckOptions::default();
+        let acknowledged = self.dead.channel.basic_ack(delivery.delivery_tag, this);
+        in_time(acknowledged).await?;
+        Ok(())
+    }
+
+    /// Gives back what is kept, all of it in one go.
+    async fn end(self) -> Result<(), DeadError> {
+        if let Some(last) = self.last {
+            let all = BasicNackOptions {
+                multiple: true,
+                requeue: true,
+            };
+            in_time(self.dead.channel.basic_nack(last, all)).await?;
+        }
+        Ok(())
     }
 }
 

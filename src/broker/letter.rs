@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(id(&dead(None, 5)), id(&dead(None, 5)));
         assert_ne!(id(&dead(None, 5)), id(&dead(None, 6)));
         let once = dead(None, 5);
-        let mut again = once.clone();
+        let mut again = dead(None, 5);
         again.properties = renewed(&once);
         assert_eq!(id(&once), id(&again), "also after it was renewed");
         assert_eq!(read(&again).dead_at, read(&once).dead_at);

@@ -75,7 +75,7 @@ pub struct Which {
     /// These commands.
     #[arg(value_name = "COMMAND-ID")]
     ids: Vec<String>,
-    /// Dead for this reason, such as failed, unknown, malformed, poison, delivery_limit. May be
+    /// Dead for this reason, such as unreadable, unsettled, poison, delivery_limit. May be
     /// given several times, as all of these may.
     #[arg(long, value_name = "REASON")]
     reason: Vec<String>,

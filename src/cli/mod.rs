@@ -5,6 +5,7 @@ pub mod config;
 pub mod dead;
 pub mod demo;
 pub mod ledger;
+pub mod pause;
 pub mod run;
 pub mod sandbox;
 pub mod send;
@@ -48,6 +49,10 @@ enum Command {
     Demo(demo::Args),
     /// Runs an emulator of the Wangdian gateway, to try things out.
     Sandbox(sandbox::Args),
+    /// Makes no new calls for accounts until they are resumed; their orders wait.
+    Pause(pause::Args),
+    /// Calls paused accounts again.
+    Resume(pause::Args),
     /// Backs the ledger up, restores it, looks into it, and moves it to a database.
     #[command(subcommand)]
     Ledger(ledger::Args),
@@ -137,6 +142,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Dead(args) => dead::run(args, broker(file)?).await,
         Command::Demo(args) => demo::run(args, broker(file)?).await,
         Command::Sandbox(args) => sandbox::run(args).await.map(|()| Exit::Done),
+        Command::Pause(args) => pause::run(args, &load(file)?.config, true).await,
+        Command::Resume(args) => pause::run(args, &load(file)?.config, false).await,
         Command::Ledger(args) => ledger::run(args, &load(file)?.config).await,
         Command::Config { json } => {
             config::run(&load(file)?, json, &mut std::io::stdout().lock())?;

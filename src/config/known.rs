@@ -16,7 +16,7 @@ pub(super) enum Shown {
 }
 
 /// Every setting, in the contract's order.
-const KNOWN: [(&str, Shown); 25] = [
+const KNOWN: [(&str, Shown); 26] = [
     ("amqp.url", Shown::AsUrl),
     ("amqp.queue", Shown::Whole),
     ("amqp.exchange", Shown::Whole),
@@ -41,6 +41,7 @@ const KNOWN: [(&str, Shown); 25] = [
     ("retry.max_attempts", Shown::Whole),
     ("retry.max_age", Shown::Whole),
     ("admin.listen", Shown::Whole),
+    ("admin.token", Shown::Never),
     ("log.format", Shown::Whole),
 ];
 

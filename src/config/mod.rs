@@ -133,6 +133,8 @@ pub struct Retry {
 pub struct Admin {
     /// Where health, metrics and the operators' pages are served. Port 0 is any free one.
     pub listen: SocketAddr,
+    /// What whoever acts has to know, at least 16 bytes; without one nobody acts.
+    pub token: Option<Secret<String>>,
 }
 
 /// Section `log`.

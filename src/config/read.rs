@@ -3,7 +3,7 @@
 use super::bounds;
 use super::check::{
     GATEWAY_URL_WOULD_DO, amqp_name, amqp_urls, calls_per_minute, concurrency, gateway_url,
-    ledger_url, listen, log_format, orders_per_call, patterns, secret_and_salt, verify,
+    ledger_url, listen, log_format, orders_per_call, patterns, secret_and_salt, token, verify,
 };
 use super::known::{Shown, shown, variable_of};
 use super::secret::{Secret, mask_url};
@@ -61,7 +61,7 @@ impl Reader {
         let accounts = self.accounts(&shared);
         let ledger = self.ledger();
         let retry = self.retry();
-        let admin = self.or_default("admin.listen", "127.0.0.1:9464", listen);
+        let admin = self.admin();
         let log = self.log();
         Some(Config {
             amqp: amqp?,
@@ -72,7 +72,7 @@ impl Reader {
             accounts,
             ledger: ledger?,
             retry: retry?,
-            admin: Admin { listen: admin? },
+            admin: admin?,
             log: log?,
         })
     }
@@ -203,6 +203,15 @@ impl Reader {
         Some(Retry {
             max_attempts: max_attempts?,
             max_age: max_age?,
+        })
+    }
+
+    fn admin(&mut self) -> Option<Admin> {
+        let listen = self.or_default("admin.listen", "127.0.0.1:9464", listen);
+        let token = self.optional("admin.token", token);
+        Some(Admin {
+            listen: listen?,
+            token: token?.map(Secret::new),
         })
     }
 

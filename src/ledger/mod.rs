@@ -14,6 +14,7 @@
 pub mod copy;
 mod keys;
 mod open;
+pub mod pauses;
 pub mod postgres;
 mod runs;
 mod schema;
@@ -30,6 +31,7 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use crate::rules::desk::{CallId, Claim, Claimed, Fence, LaneId, Record, RecordId, SendList};
+use crate::rules::lane::Paused;
 use crate::rules::order::{AccountName, OrderNo};
 use crate::rules::poison::{Digest, Past};
 
@@ -116,6 +118,8 @@ pub enum Done {
     Recorded(RecordId, Vec<(LaneId, OrderNo)>),
     /// The mark of a trial is durable.
     TrialBegun,
+    /// These accounts are paused from now on, or are not any more; it is durable.
+    Paused(Vec<(LaneId, Option<Paused>)>),
 }
 
 /// How the ledger fares.
@@ -211,6 +215,7 @@ enum Request {
     EndRun,
     BeginTrial(Digest, Timestamp),
     EndTrial(Digest, bool),
+    Pause(LaneId, Option<Paused>),
 }
 
 /// A ledger that was opened, and what it tells of earlier runs.
@@ -222,6 +227,8 @@ pub struct Opened {
     pub recent_calls: Vec<(LaneId, Duration)>,
     /// Runs that died, and what they died with.
     pub past: Past,
+    /// Accounts that an operator paused.
+    pub paused: Vec<(LaneId, Paused)>,
 }
 
 /// The ledger, as the worker has it: whatever it is asked goes to whoever keeps the store.
@@ -275,6 +282,7 @@ impl Ledger {
         let now = Timestamp::now();
         let recent_calls = store.recent_calls(now, CALLS_KEPT).map_err(failed)?;
         let past = store.past(now).map_err(failed)?;
+        let paused = store.paused().map_err(failed)?;
         let restored_at = store.restored_at();
         let (requests, inbox) = channel();
         let (board, health) = Board::new();
@@ -307,6 +315,7 @@ impl Ledger {
             ledger,
             recent_calls,
             past,
+            paused,
         })
     }
 
@@ -395,6 +404,12 @@ impl Ledger {
     /// Notes that its trial is over, and whether the command is finished; nothing answers.
     pub fn end_trial(&self, command: Digest, is_finished: bool) {
         self.request(Request::EndTrial(command, is_finished));
+    }
+
+    /// Records that an operator wants no calls of this account, or wants them again;
+    /// [`Done::Paused`] tells when it is durable, to every worker that shares the ledger.
+    pub fn pause(&self, lane: LaneId, paused: Option<Paused>) {
+        self.request(Request::Pause(lane, paused));
     }
 
     fn request(&self, request: Request) {
@@ -515,6 +530,9 @@ impl Keeper {
                 Request::BeginTrial(..) => {
                     fail_point!("trial-committed");
                     self.report(Done::TrialBegun);
+                }
+                Request::Pause(lane, paused) => {
+                    self.report(Done::Paused(vec![(lane, paused)]));
                 }
                 Request::Call(..)
                 | Request::Claim(_)
@@ -654,6 +672,7 @@ fn write(store: &mut Store, writes: &[Request]) -> rusqlite::Result<()> {
             Request::EndTrial(command, is_finished) => {
                 transaction.end_trial(*command, *is_finished)?;
             }
+            Request::Pause(lane, paused) => transaction.pause(*lane, paused.as_ref())?,
             // Claims were answered, and the others are for a ledger that others use, too.
             Request::Claim(_)
             | Request::Ask(..)

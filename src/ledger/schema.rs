@@ -16,7 +16,7 @@ use super::keys::key_of;
 pub(super) const APPLICATION_ID: i32 = 0x7764_746c;
 
 /// The first makes schema 1 of an empty file, each next one the next schema of the one before.
-const MIGRATIONS: &[&str] = &[ORDERS_RESULTS_CALLS, RUNS_TRIALS, MARKS, KEYS];
+const MIGRATIONS: &[&str] = &[ORDERS_RESULTS_CALLS, RUNS_TRIALS, MARKS, KEYS, PAUSES];
 
 /// The schema of this version.
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
@@ -94,6 +94,15 @@ INSERT INTO result_keys SELECT result_key(command_key, order_no), id FROM result
 ALTER TABLE marks ADD COLUMN keys_to INTEGER NOT NULL DEFAULT 0; -- it has all rows up to this one
 UPDATE marks SET keys_to = (SELECT coalesce(max(id), 0) FROM results);
 DROP INDEX results_by_command;
+";
+
+/// Accounts that an operator does not want to be called.
+const PAUSES: &str = "
+CREATE TABLE pauses (
+    account TEXT PRIMARY KEY,
+    since   INTEGER NOT NULL,
+    who     TEXT NOT NULL
+);
 ";
 
 /// Brings a file of schema `found` (0: an empty one) to this version's.

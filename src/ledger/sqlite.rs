@@ -32,7 +32,7 @@ const WAL_PAGES: i32 = 1000;
 /// An open ledger.
 pub(super) struct Store {
     pub(super) connection: Connection,
-    accounts: Vec<AccountName>,
+    pub(super) accounts: Vec<AccountName>,
     lanes: HashMap<AccountName, LaneId>,
     keys: Keys,
     /// Commands of which nothing was recorded when they were claimed, and nothing has been since.
@@ -207,6 +207,10 @@ pub(super) struct Writing<'a> {
 }
 
 impl Writing<'_> {
+    pub(super) fn account(&self, lane: LaneId) -> &str {
+        self.accounts[lane.0].as_str()
+    }
+
     pub(super) fn send(&self, list: &SendList, at: Timestamp) -> rusqlite::Result<()> {
         self.call(list.lane, at)?;
         self.orders(&list.orders)
@@ -397,7 +401,7 @@ fn damaged(column: &str, value: &str) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, what.into())
 }
 
-fn timestamp(millis: i64) -> rusqlite::Result<Timestamp> {
+pub(super) fn timestamp(millis: i64) -> rusqlite::Result<Timestamp> {
     Timestamp::from_millisecond(millis).map_err(|_| damaged("a time", &millis.to_string()))
 }
 

@@ -12,7 +12,7 @@ use super::time::earlier;
 pub struct Letter {
     /// The command's id; none where it has none and nobody gave it one.
     pub command_id: Option<CommandId>,
-    /// Why it is here: `failed`, `unknown`, `poison`, …, or the broker's word, such as
+    /// Why it is here: `unsettled`, `unreadable`, `poison`, or the broker's word, such as
     /// `delivery_limit`; empty where nobody says.
     pub reason: String,
     /// Whose it is, as it names it.

@@ -127,6 +127,17 @@ impl Pace {
         }
     }
 
+    /// Calls of the minute that are used.
+    pub fn used(&self, now: Mono) -> usize {
+        let past = self.freed_at.iter().filter(|at| **at > now).count();
+        past + self.in_flight
+    }
+
+    /// Calls that a minute has; 0 is no limit.
+    pub fn per_minute(&self) -> usize {
+        self.per_minute
+    }
+
     /// Calls in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight

@@ -18,6 +18,7 @@
 mod connect;
 mod lease;
 pub mod operate;
+mod pauses;
 mod rows;
 mod schema;
 mod store;
@@ -34,7 +35,8 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::{Board, Commits, Done, GROUP_MAX, Leave, Ledger, Opened, RETRY_PAUSE, Request, Sent};
-use crate::rules::desk::{AccountPolicy, CallId};
+use crate::rules::desk::{AccountPolicy, CallId, LaneId};
+use crate::rules::lane::Paused;
 use crate::rules::poison::{Digest, Past, REMEMBERED};
 use crate::rules::time::earlier;
 use connect::Db;
@@ -114,8 +116,8 @@ pub async fn open(settings: Settings, done: UnboundedSender<Done>) -> Result<Ope
     let db = Db::new(&settings.url)?;
     let term = Term::new(settings.timeout);
     let end = Instant::now() + START;
-    let (lease, restored_at, past) = loop {
-        match begin(&db, term).await {
+    let (lease, restored_at, past, paused) = loop {
+        match begin(&db, term, &settings.accounts).await {
             Ok(begun) => break begun,
             Err(OpenError::Db(error)) if error.may_pass() && Instant::now() < end => {
                 warn!(%error, "the ledger cannot be opened yet; trying again");
@@ -139,7 +141,8 @@ pub async fn open(settings: Settings, done: UnboundedSender<Done>) -> Result<Ope
         commits: commits_tx,
         waiting: Vec::new(),
     };
-    let tender = tend::run(db, lease, board, settings.retention);
+    let watch = pauses::Watch::new(keeper.accounts.0.clone(), &paused, keeper.done.clone());
+    let tender = tend::run(db, lease, board, settings.retention, watch);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -167,10 +170,13 @@ pub async fn open(settings: Settings, done: UnboundedSender<Done>) -> Result<Ope
         // Every worker's calls are counted in the database.
         recent_calls: Vec::new(),
         past,
+        paused,
     })
 }
 
-async fn begin(db: &Db, term: Term) -> Result<(Lease, Option<Timestamp>, Past), OpenError> {
+type Begun = (Lease, Option<Timestamp>, Past, Vec<(LaneId, Paused)>);
+
+async fn begin(db: &Db, term: Term, accounts: &[AccountPolicy]) -> Result<Begun, OpenError> {
     ready(db).await?;
     let name = format!("{}/{}", host(), std::process::id());
     Ok(db
@@ -182,7 +188,8 @@ async fn begin(db: &Db, term: Term) -> Result<(Lease, Option<Timestamp>, Past), 
             let restored_at = restored_at.map(rows::timestamp).transpose()?;
             warn_of_loose_writes(client).await?;
             let lease = Lease::begin(client, name, term).await?;
-            Ok((lease, restored_at, past))
+            let paused = pauses::read(client, accounts).await?;
+            Ok((lease, restored_at, past, paused))
         })
         .await?)
 }
@@ -493,7 +500,8 @@ fn call_of(request: &Request) -> Option<CallId> {
         | Request::BeginRun(_)
         | Request::EndRun
         | Request::BeginTrial(..)
-        | Request::EndTrial(..) => None,
+        | Request::EndTrial(..)
+        | Request::Pause(..) => None,
     }
 }
 

@@ -13,6 +13,8 @@ use super::connect::{Db, DbError};
 use super::rows::{stored, timestamp};
 use super::{OpenError, schema};
 use crate::ledger::open::{self, Seen};
+use crate::rules::lane::Paused;
+use crate::rules::order::AccountName;
 
 /// Such a step may take as long as a large table does.
 pub(super) const LONG: Duration = Duration::from_secs(60 * 60);
@@ -410,5 +412,26 @@ ON CONFLICT (account) DO UPDATE SET quiet_until = greatest(a.quiet_until, EXCLUD
     }
     let mark = "UPDATE wdt.marks SET restored_at = greatest(restored_at, $1)";
     client.execute(mark, &[&restored_at]).await?;
+    Ok(())
+}
+
+/// Pauses these accounts, or resumes them, for every worker.
+///
+/// # Errors
+/// When the database cannot be used, or the tables are not there.
+pub async fn pause(
+    url: &str,
+    accounts: &[AccountName],
+    paused: Option<&Paused>,
+) -> Result<(), OpenError> {
+    let db = Db::new(url)?;
+    super::ready(&db).await?;
+    db.step(async |client| {
+        for account in accounts {
+            super::pauses::write(client, account.as_str(), paused).await?;
+        }
+        Ok(())
+    })
+    .await?;
     Ok(())
 }

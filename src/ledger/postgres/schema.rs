@@ -16,7 +16,7 @@ const MIGRATION_LOCK: i64 = 0x7764_746c_6564_6772;
 
 /// The first makes schema 1 of an empty database, each next one the next schema of the one before;
 /// with it the oldest schema whose workers can work with it.
-const MIGRATIONS: &[(&str, i32)] = &[(FIRST, 1)];
+const MIGRATIONS: &[(&str, i32)] = &[(FIRST, 1), (PAUSES, 1)];
 
 /// The schema of this version.
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
@@ -215,6 +215,16 @@ BEGIN
         wait_ms := 0;
     END IF;
 END $$;
+"#;
+
+/// Accounts that an operator does not want to be called. Workers of an earlier schema do not know of
+/// them and call on, but they work.
+const PAUSES: &str = r#"
+CREATE TABLE wdt.pauses (
+    account text COLLATE "C" PRIMARY KEY,
+    since   bigint NOT NULL,
+    who     text NOT NULL
+);
 "#;
 
 /// What was found in the database.

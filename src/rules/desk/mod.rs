@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::lane::{Lane, LaneReport, OrderKey};
+use super::lane::{Lane, LaneReport, OrderKey, Paused};
 use super::next::Retry;
 use super::order::{AccountName, CommandId, OrderNo};
 use super::pace::Pace;
@@ -254,6 +254,13 @@ impl Desk {
             orders: self.orders.len(),
             calls: self.calls.len(),
             untold: self.commands.values().map(|c| c.undelivered.len()).sum(),
+        }
+    }
+
+    /// An operator wants that this account is not called from now on, or is called again.
+    pub fn pause(&mut self, lane: LaneId, paused: Option<Paused>) {
+        if let Some(lane) = self.lanes.get_mut(lane.0) {
+            lane.pause(paused);
         }
     }
 
