@@ -225,7 +225,7 @@ fn is_missed(queue: &Queue) -> bool {
         return false;
     };
     let later = Duration::try_from(looked.duration_since(subscribed)).unwrap_or_default();
-    queue.consumers == 0 && later > COUNTED_AFTER
+    queue.prefetch > 0 && queue.consumers == 0 && later > COUNTED_AFTER
 }
 
 /// What the broker confirmed, and what it said when it was asked.
@@ -329,5 +329,99 @@ pub fn describe(report: &LaneReport) -> Check {
             }
             check
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::Trouble;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_795_478_400 + seconds).unwrap()
+    }
+
+    fn well() -> Snapshot {
+        Snapshot {
+            session: Ok(at(0)),
+            consuming: true,
+            ..Snapshot::starting(at(0))
+        }
+    }
+
+    fn check(snapshot: &Snapshot, name: &str) -> Check {
+        let mut checks = report(snapshot).checks.into_iter();
+        checks.find(|check| check.name == name).unwrap()
+    }
+
+    #[test]
+    fn each_state_is_known_since_it_began() {
+        let mut snapshot = well();
+        let mut since = Since::default();
+        let mut look = |snapshot: &mut Snapshot, seconds| {
+            since.note(at(seconds), &report(snapshot));
+            snapshot.since = since.clone();
+            check(snapshot, "clock").since.unwrap()
+        };
+        let began = look(&mut snapshot, 1);
+        assert_eq!(look(&mut snapshot, 2), began);
+        snapshot.clock_offsets = vec![Some(-31)];
+        let off = look(&mut snapshot, 3);
+        assert_ne!(off, began);
+        snapshot.clock_offsets = vec![Some(-40), None];
+        assert_eq!(look(&mut snapshot, 4), off);
+        snapshot.clock_offsets = vec![Some(-30)];
+        assert_eq!(look(&mut snapshot, 5), format!("{:.3}", at(5)));
+    }
+
+    #[test]
+    fn a_clock_that_is_off_is_of_use_still() {
+        let mut snapshot = well();
+        for (offset, state, word) in [
+            (30, State::Ok, ""),
+            (31, State::Degraded, "ahead of ours"),
+            (-130, State::Degraded, "130 s behind ours"),
+        ] {
+            snapshot.clock_offsets = vec![Some(2), Some(offset)];
+            let clock = check(&snapshot, "clock");
+            assert_eq!(clock.state, state, "{offset}");
+            assert!(clock.cause.contains(word), "{clock:?}");
+        }
+    }
+
+    #[test]
+    fn a_consumer_that_the_broker_does_not_count_is_missed() {
+        let mut snapshot = well();
+        let mut intake = |subscribed, looked, consumers| {
+            snapshot.queue.prefetch = 32;
+            snapshot.queue.subscribed_at = subscribed;
+            snapshot.queue.looked_at = looked;
+            snapshot.queue.consumers = consumers;
+            check(&snapshot, "intake").state
+        };
+        // Counted before it was there.
+        assert_eq!(intake(Some(at(5)), Some(at(5)), 0), State::Ok);
+        assert_eq!(intake(Some(at(5)), None, 0), State::Ok);
+        assert_eq!(intake(Some(at(5)), Some(at(35)), 1), State::Ok);
+        assert_eq!(intake(Some(at(5)), Some(at(35)), 0), State::Failing);
+        snapshot.consuming = false;
+        assert_eq!(check(&snapshot, "intake").state, State::Failing);
+    }
+
+    #[test]
+    fn results_are_known_to_be_taken_only_when_one_was() {
+        let mut snapshot = well();
+        let state = |snapshot: &Snapshot| check(snapshot, "results").state;
+        assert_eq!(state(&snapshot), State::Ok);
+        snapshot.queue.exchange_is_new = true;
+        assert_eq!(state(&snapshot), State::Degraded);
+        snapshot.told_at = Some(at(9));
+        assert_eq!(state(&snapshot), State::Ok);
+        snapshot.undeliverable_since = Some(at(10));
+        assert_eq!(state(&snapshot), State::Failing);
+        snapshot.ledger = Some(Trouble::new(at(11), "full"));
+        let ledger = check(&snapshot, "ledger");
+        assert_eq!(ledger.parts(), ("ledger", ""));
+        assert_eq!(ledger.since, Some(format!("{:.3}", at(11))));
     }
 }

@@ -119,7 +119,7 @@ pub struct Queue {
     pub looked_at: Option<Timestamp>,
     /// When the broker confirmed our subscription, while there is one.
     pub subscribed_at: Option<Timestamp>,
-    /// And the prefetch with it.
+    /// The prefetch in force; none while as much is in hand as memory allows.
     pub prefetch: u64,
     /// The results' exchange was made by this run.
     pub exchange_is_new: bool,

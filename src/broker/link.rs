@@ -43,6 +43,8 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 const HEARTBEAT_SECONDS: u16 = 10;
 /// Between looks at the queue: is it there, does it know us, does anything come.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Before the first of them, so that it counts the consumer that is being made.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// An answer to such a look.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between sessions.
@@ -500,6 +502,7 @@ impl Watching<'_> {
     async fn look(&self) -> Result<Infallible, SessionError> {
         let channel = self.publishing.create_channel().await?;
         let mut suspect: Option<Mark> = None;
+        tokio::time::sleep(FIRST_LOOK).await;
         loop {
             let mark = self.progress.mark();
             let passive = QueueDeclareOptions {

@@ -117,7 +117,7 @@ pub struct Seen {
     pub looked_at: Option<Timestamp>,
     /// When the broker confirmed our subscription, while there is one.
     pub subscribed_at: Option<Timestamp>,
-    /// And the prefetch with it.
+    /// The prefetch in force; none while as much is in hand as memory allows.
     pub prefetch: u64,
     /// The results' exchange was made by this run, so no queue was bound to it then.
     pub exchange_is_new: bool,
@@ -137,15 +137,12 @@ impl Progress {
             self.subscriptions.fetch_add(1, Ordering::Relaxed);
         }
         self.consuming.store(consuming, Ordering::Relaxed);
-        let prefetch = self.width.load(Ordering::Relaxed);
-        self.see(|seen| {
-            seen.subscribed_at = consuming.then(Timestamp::now);
-            seen.prefetch = prefetch;
-        });
+        self.see(|seen| seen.subscribed_at = consuming.then(Timestamp::now));
     }
 
     pub(super) fn set_width(&self, width: u16) {
         self.width.store(width.into(), Ordering::Relaxed);
+        self.see(|seen| seen.prefetch = width.into());
     }
 
     /// While so many of the subscription's are not settled, more would come.

@@ -211,6 +211,18 @@ mod tests {
     }
 
     #[test]
+    fn a_step_made_elsewhere_is_one() {
+        let step = TraceParent::of(0xa, 0xb, 0xff).unwrap();
+        assert_eq!(
+            step.to_string(),
+            "00-0000000000000000000000000000000a-000000000000000b-03"
+        );
+        assert_eq!(step.flags(), 3);
+        assert_eq!(TraceParent::of(0, 1, 1), None);
+        assert_eq!(TraceParent::of(1, 0, 1), None);
+    }
+
+    #[test]
     fn tracestate_is_passed_on_or_dropped_whole() {
         let check = |header: &str, kept: bool| {
             assert_eq!(tracestate(header), kept.then_some(header), "{header:?}");

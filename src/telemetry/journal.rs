@@ -124,8 +124,8 @@ struct Command {
     account: Arc<str>,
     envelope: Option<Arc<Envelope>>,
     total: usize,
-    /// What is told of each entry, in no sequence.
-    entries: HashMap<usize, Entry>,
+    /// What is told of each entry, as far as it is.
+    entries: Vec<Option<Entry>>,
     dead_reason: Option<&'static str>,
 }
 
@@ -187,7 +187,7 @@ impl Journal {
                 account: "_".into(),
                 envelope: None,
                 total: 0,
-                entries: HashMap::new(),
+                entries: Vec::new(),
                 dead_reason: None,
             },
         );
@@ -219,20 +219,22 @@ impl Journal {
             return;
         };
         let event = &telling.event;
-        command.entries.insert(
-            telling.place,
-            Entry {
+        if command.entries.is_empty() {
+            command.entries.resize_with(event.total, || None);
+        }
+        if let Some(entry) = command.entries.get_mut(telling.place) {
+            *entry = Some(Entry {
                 order_no: event.order_no.clone(),
                 outcome: event.ending.outcome(),
                 reason: event.ending.reason().map(|reason| reason.code.as_str()),
-            },
-        );
+            });
+        }
     }
 
     /// An event was confirmed.
     pub fn told(&self, now: Now, ticket: Ticket, place: usize) -> Option<Told> {
         let command = self.commands.get(&ticket)?;
-        let entry = command.entries.get(&place)?;
+        let entry = command.entries.get(place)?.as_ref()?;
         let published = command.arrival.published;
         Some(Told {
             account: Arc::clone(&command.account),
@@ -412,17 +414,16 @@ impl Command {
             End::Acknowledged => "acknowledged",
             End::Returned => "returned",
         };
-        let mut entries: Vec<(usize, &Entry)> = self.entries.iter().map(|(p, e)| (*p, e)).collect();
-        entries.sort_unstable_by_key(|(place, _)| *place);
-        let parts = entries.len().div_ceil(ORDERS_A_LINE).max(1);
+        let parts = self.entries.len().div_ceil(ORDERS_A_LINE).max(1);
         for part in 0..parts {
-            let named = entries.chunks(ORDERS_A_LINE).nth(part).unwrap_or_default();
+            let named = self.entries.chunks(ORDERS_A_LINE).nth(part);
+            let named = || named.unwrap_or_default().iter().flatten();
             let of = |outcome| {
-                let entries = named.iter().filter(|(_, entry)| entry.outcome == outcome);
-                let text = joined(entries.map(|(_, e)| e.order_no.as_deref().unwrap_or("-")));
+                let entries = named().filter(|entry| entry.outcome == outcome);
+                let text = joined(entries.map(|e| e.order_no.as_deref().unwrap_or("-")));
                 (!text.is_empty()).then_some(text)
             };
-            let reasons: BTreeSet<&str> = named.iter().filter_map(|(_, e)| e.reason).collect();
+            let reasons: BTreeSet<&str> = named().filter_map(|entry| entry.reason).collect();
             let reasons = (!reasons.is_empty()).then(|| joined(reasons.into_iter()));
             info!(
                 command_id,
@@ -465,7 +466,7 @@ impl Command {
         span.set_attribute(KeyValue::new("wdt.orders", int(self.total)));
         let mut open = 0;
         for outcome in Outcome::ALL {
-            let entries = self.entries.values();
+            let entries = self.entries.iter().flatten();
             let count = entries.filter(|entry| entry.outcome == outcome).count();
             if count > 0 {
                 let name = format!("wdt.{}", outcome.as_str());
