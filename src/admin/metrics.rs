@@ -218,15 +218,34 @@ pub struct Destinations {
     pub dead_queue: Arc<str>,
 }
 
+/// A family of which one member is enough, at hand without a look-up.
+#[derive(Debug)]
+struct Messaging<M> {
+    all: Family<MessagingLabels, M, fn() -> M>,
+    one: M,
+}
+
+impl<M: Clone> Messaging<M> {
+    fn new(labels: &MessagingLabels, new: fn() -> M) -> Self {
+        let all = Family::new_with_constructor(new);
+        Self {
+            one: all.get_or_create_owned(labels),
+            all,
+        }
+    }
+}
+
 /// Everything that is counted.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     destinations: Destinations,
 
-    consumed: Family<MessagingLabels, Counter>,
+    consumed: Messaging<Counter>,
     sent: Family<MessagingLabels, Counter>,
-    processing: Family<MessagingLabels, Histogram>,
+    /// Of events that are confirmed, which nearly all are.
+    confirmed: Counter,
+    processing: Messaging<Histogram>,
     requests: Family<RequestLabels, Histogram>,
 
     commands: Family<CommandLabels, Counter>,
@@ -279,12 +298,15 @@ pub struct Metrics {
 impl Metrics {
     /// All at zero. `ledger` is how long the ledger's work takes.
     pub fn new(destinations: Destinations, ledger: impl Metric) -> Self {
+        let sent = Family::default();
+        let queue = &destinations.queue;
         let metrics = Self {
             registry: Registry::default(),
+            consumed: Messaging::new(&messaging(queue, "deliver", ""), Counter::default),
+            confirmed: sent.get_or_create_owned(&messaging(&destinations.exchange, "publish", "")),
+            sent,
+            processing: Messaging::new(&messaging(queue, "process", ""), long_times),
             destinations,
-            consumed: Family::default(),
-            sent: Family::default(),
-            processing: Family::new_with_constructor(long_times),
             requests: Family::new_with_constructor(short_times),
             commands: Family::default(),
             acknowledged: Counter::default(),
@@ -344,7 +366,7 @@ impl Metrics {
         to.register(
             "messaging_client_consumed_messages",
             "Deliveries of commands that were opened; one that comes again counts again",
-            self.consumed.clone(),
+            self.consumed.all.clone(),
         );
         to.register(
             "messaging_client_sent_messages",
@@ -355,7 +377,7 @@ impl Metrics {
             "messaging_process_duration",
             "From a command's arrival to its acknowledgement",
             Unit::Seconds,
-            self.processing.clone(),
+            self.processing.all.clone(),
         );
         to.register_with_unit(
             "http_client_request_duration",
@@ -590,16 +612,13 @@ impl Metrics {
             result,
         };
         self.commands.get_or_create(&labels).inc();
-        let labels = self.messaging(&self.destinations.queue, "deliver", "");
-        self.consumed.get_or_create(&labels).inc();
+        self.consumed.one.inc();
     }
 
     /// A command was acknowledged, after this time in hand.
     pub fn acknowledged(&self, in_hand: Duration) {
         self.acknowledged.inc();
-        let labels = self.messaging(&self.destinations.queue, "process", "");
-        let processing = self.processing.get_or_create(&labels);
-        processing.observe(in_hand.as_secs_f64());
+        self.processing.one.observe(in_hand.as_secs_f64());
     }
 
     /// A command is in the dead-letter queue.
@@ -626,15 +645,19 @@ impl Metrics {
 
     /// What became of an event.
     pub fn event_sent(&self, sent: Sent) {
+        if sent == Sent::Confirmed {
+            self.confirmed.inc();
+            return;
+        }
         let exchange = &self.destinations.exchange;
-        let labels = self.messaging(exchange, "publish", sent.error());
+        let labels = messaging(exchange, "publish", sent.error());
         self.sent.get_or_create(&labels).inc();
     }
 
     /// What became of a copy for the dead-letter queue.
     pub fn copy_sent(&self, sent: Sent) {
         let queue = &self.destinations.dead_queue;
-        let labels = self.messaging(queue, "publish", sent.error());
+        let labels = messaging(queue, "publish", sent.error());
         self.sent.get_or_create(&labels).inc();
     }
 
@@ -720,20 +743,6 @@ impl Metrics {
         for (result, count) in [("ended", ended), ("exported", exported), ("failed", failed)] {
             let spans = self.spans.get_or_create(&ResultLabels { result });
             spans.inner().store(count, Ordering::Relaxed);
-        }
-    }
-
-    fn messaging(
-        &self,
-        destination: &Arc<str>,
-        operation: &'static str,
-        error: &'static str,
-    ) -> MessagingLabels {
-        MessagingLabels {
-            messaging_system: SYSTEM,
-            messaging_destination_name: Arc::clone(destination),
-            messaging_operation_name: operation,
-            error_type: error,
         }
     }
 
@@ -829,6 +838,19 @@ impl Metrics {
                 look_ups.inner().store(count, Ordering::Relaxed);
             }
         }
+    }
+}
+
+fn messaging(
+    destination: &Arc<str>,
+    operation: &'static str,
+    error: &'static str,
+) -> MessagingLabels {
+    MessagingLabels {
+        messaging_system: SYSTEM,
+        messaging_destination_name: Arc::clone(destination),
+        messaging_operation_name: operation,
+        error_type: error,
     }
 }
 

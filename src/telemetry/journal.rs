@@ -109,6 +109,8 @@ pub struct Journal {
     traces: Option<Traces>,
     chance: fastrand::Rng,
     queue: Arc<str>,
+    /// Stands for an account that is not known.
+    nobody: Arc<str>,
     commands: HashMap<Ticket, Command>,
     calls: HashMap<CallId, (Span, BTreeSet<Ticket>)>,
 }
@@ -119,7 +121,8 @@ struct Command {
     began: Now,
     arrival: Arrival,
     step: TraceParent,
-    span: Option<Span>,
+    /// Elsewhere, for most have none and it is large.
+    span: Option<Box<Span>>,
     /// As the settings know it; else `_`.
     account: Arc<str>,
     envelope: Option<Arc<Envelope>>,
@@ -143,6 +146,7 @@ impl Journal {
             traces,
             chance,
             queue: queue.into(),
+            nobody: "_".into(),
             commands: HashMap::new(),
             calls: HashMap::new(),
         }
@@ -183,8 +187,8 @@ impl Journal {
                 began: now,
                 arrival,
                 step,
-                span,
-                account: "_".into(),
+                span: span.map(Box::new),
+                account: Arc::clone(&self.nobody),
                 envelope: None,
                 total: 0,
                 entries: Vec::new(),
@@ -280,7 +284,7 @@ impl Journal {
         for (_, command) in self.commands.drain() {
             if let (Some(traces), Some(mut span)) = (&self.traces, command.span) {
                 span.set_status(Status::error("the session with the broker was lost"));
-                traces.end(span);
+                traces.end(*span);
             }
         }
     }
@@ -442,8 +446,8 @@ impl Command {
                 reasons,
                 redelivered = self.arrival.redelivered.then_some(true),
                 duration_ms = millis(in_hand),
-                trace_id = format!("{:032x}", self.step.trace_id()),
-                span_id = format!("{:016x}", self.step.span_id()),
+                trace_id = format_args!("{:032x}", self.step.trace_id()),
+                span_id = format_args!("{:016x}", self.step.span_id()),
                 "command"
             );
         }
@@ -490,7 +494,7 @@ impl Command {
             }
             (End::Acknowledged, None) => {}
         }
-        traces.end(span);
+        traces.end(*span);
     }
 }
 

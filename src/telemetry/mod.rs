@@ -7,6 +7,7 @@
 //! each call.
 
 pub mod journal;
+mod json;
 pub mod traces;
 pub mod writer;
 
@@ -104,16 +105,13 @@ where
         .with(filter_fn(may_be_shown))
 }
 
-/// One object a line, the event's fields beside `timestamp` (RFC 3339, UTC), `level`, `target`.
+/// One object a line; see [`json`](self::json).
 fn json<W>(filter: EnvFilter, writer: W) -> impl Subscriber + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        // The innermost span says where it was; the list of all would say it twice.
-        .with_span_list(false)
+        .event_format(json::Json)
         .with_env_filter(filter)
         .with_writer(writer)
         .finish()

@@ -17,6 +17,9 @@ use tracing_subscriber::fmt::MakeWriter;
 const WAITING_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Beside that, for warnings and errors alone.
 const URGENT_MAX_BYTES: usize = 1024 * 1024;
+/// Before a piece is written, more lines are waited for: to be woken costs more than to write. Warnings
+/// and errors go at once.
+const GATHER: Duration = Duration::from_millis(5);
 /// At the end, what waits is written within this time, or not at all.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -27,6 +30,8 @@ struct State {
     writes: bool,
     /// The thread has nothing to do, and is to be woken.
     sleeps: bool,
+    /// What is there is to be written at once.
+    hurries: bool,
 }
 
 #[derive(Default)]
@@ -43,6 +48,7 @@ impl Shared {
     }
 
     fn write(&self, line: &[u8], room: usize) {
+        let is_urgent = room > WAITING_MAX_BYTES;
         let mut state = self.lock();
         if state.waiting.len() + line.len() > room {
             drop(state);
@@ -50,9 +56,10 @@ impl Shared {
             return;
         }
         state.waiting.extend_from_slice(line);
-        let sleeps = std::mem::take(&mut state.sleeps);
+        state.hurries |= is_urgent;
+        let is_due = std::mem::take(&mut state.sleeps) || is_urgent;
         drop(state);
-        if sleeps {
+        if is_due {
             self.more.notify_one();
         }
     }
@@ -65,22 +72,28 @@ impl Shared {
         loop {
             let mut state = self.lock();
             state.writes = false;
-            while state.waiting.is_empty() {
+            if state.waiting.is_empty() {
                 self.empty.notify_all();
                 state.sleeps = true;
-                state = self
+                let more = self
                     .more
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                    .wait_while(state, |state| state.waiting.is_empty());
+                state = more.unwrap_or_else(PoisonError::into_inner);
             }
+            let gathered = self
+                .more
+                .wait_timeout_while(state, GATHER, |state| !state.hurries);
+            state = gathered.unwrap_or_else(PoisonError::into_inner).0;
             std::mem::swap(&mut piece, &mut state.waiting);
             state.writes = true;
+            state.hurries = false;
             drop(state);
-            fails = fails
-                || output
+            let written = !fails
+                && output
                     .write_all(&piece)
                     .and_then(|()| output.flush())
-                    .is_err();
+                    .is_ok();
+            fails = !written;
             piece.clear();
         }
     }
@@ -119,6 +132,8 @@ impl Lines {
     pub fn flush(&self) {
         let end = Instant::now() + FLUSH_TIMEOUT;
         let mut state = self.0.lock();
+        state.hurries = true;
+        self.0.more.notify_one();
         while !state.waiting.is_empty() || state.writes {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
