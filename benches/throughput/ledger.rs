@@ -133,7 +133,7 @@ fn fill(path: &Path, remembered: usize) -> rusqlite::Result<()> {
             ),
             values,
         )?;
-        // The key is a hash; a row that nobody asks for need not have the right one.
+        // The keys are hashes; a row that nobody asks for need not have the right ones.
         step.execute(
             &format!(
                 "{numbers} INSERT INTO results
@@ -144,6 +144,14 @@ fn fill(path: &Path, remembered: usize) -> rusqlite::Result<()> {
             ),
             values,
         )?;
+        // As the worker does it: many at a time, in their sequence.
+        let rows = step.last_insert_rowid();
+        step.execute(
+            "INSERT INTO result_keys
+             SELECT command_key, id FROM results WHERE id > ?1 ORDER BY 1",
+            [rows - (end - first)],
+        )?;
+        step.execute("UPDATE marks SET keys_to = ?1", [rows])?;
         step.commit()?;
     }
     ledger.pragma_update(None, "journal_mode", "WAL")?;

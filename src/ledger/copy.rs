@@ -131,7 +131,10 @@ pub fn check(path: &Path) -> Result<Findings, OpenError> {
     } = open::look(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     // One moment's state, whatever the worker writes meanwhile.
     connection.execute_batch("BEGIN").map_err(store_error)?;
-    let damage = open::damage(&mut connection, None).map_err(store_error)?;
+    let damage = match open::damage(&mut connection, None).map_err(store_error)? {
+        None if schema == schema::VERSION => unfindable(&connection).map_err(store_error)?,
+        damage => damage,
+    };
     let mut found = Findings {
         schema,
         orders: [0; 3],
@@ -143,6 +146,20 @@ pub fn check(path: &Path) -> Result<Findings, OpenError> {
         found.count(&connection).map_err(store_error)?;
     }
     Ok(found)
+}
+
+/// Results that [`super::keys`] would not find: SQLite does not know that one table is the other's
+/// index.
+fn unfindable(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    schema::define_result_key(connection)?;
+    let count: i64 = connection.query_row(
+        "SELECT count(*) FROM results WHERE id <= (SELECT keys_to FROM marks) AND NOT EXISTS (
+             SELECT 1 FROM result_keys
+             WHERE key = result_key(command_key, order_no) AND id = results.id)",
+        [],
+        |row| row.get(0),
+    )?;
+    Ok((count > 0).then(|| format!("{count} results are missing in result_keys")))
 }
 
 impl Findings {

@@ -7,13 +7,16 @@
 //!
 //! A migration that was released is never changed; what is to change is a new one at the end.
 
+use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, TransactionBehavior};
+
+use super::keys::key_of;
 
 /// `PRAGMA application_id` of a ledger, "wdtl": another program's file is never touched.
 pub(super) const APPLICATION_ID: i32 = 0x7764_746c;
 
 /// The first makes schema 1 of an empty file, each next one the next schema of the one before.
-const MIGRATIONS: &[&str] = &[ORDERS_RESULTS_CALLS, RUNS_TRIALS, MARKS];
+const MIGRATIONS: &[&str] = &[ORDERS_RESULTS_CALLS, RUNS_TRIALS, MARKS, KEYS];
 
 /// The schema of this version.
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
@@ -80,12 +83,35 @@ CREATE TABLE marks (
 INSERT INTO marks VALUES (0, 0, NULL);
 ";
 
+/// Where the results are, by their commands; see [`super::keys`].
+const KEYS: &str = "
+CREATE TABLE result_keys (
+    key INTEGER NOT NULL,
+    id  INTEGER NOT NULL, -- of the row in results
+    PRIMARY KEY (key, id)
+) WITHOUT ROWID;
+INSERT INTO result_keys SELECT result_key(command_key, order_no), id FROM results ORDER BY 1, 2;
+ALTER TABLE marks ADD COLUMN keys_to INTEGER NOT NULL DEFAULT 0; -- it has all rows up to this one
+UPDATE marks SET keys_to = (SELECT coalesce(max(id), 0) FROM results);
+DROP INDEX results_by_command;
+";
+
 /// Brings a file of schema `found` (0: an empty one) to this version's.
 ///
 /// # Errors
 /// When it cannot be written; it then has the schema up to which it came.
 pub(super) fn migrate(connection: &mut Connection, found: i32) -> rusqlite::Result<()> {
+    define_result_key(connection)?;
     apply(connection, found, MIGRATIONS)
+}
+
+/// `result_key(command_key, order_no)` is [`key_of`] in SQL.
+pub(super) fn define_result_key(connection: &Connection) -> rusqlite::Result<()> {
+    let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC;
+    connection.create_scalar_function("result_key", 2, flags, |of| {
+        let order_no = of.get_raw(1).as_str().map_err(rusqlite::Error::from)?;
+        Ok(key_of(of.get(0)?, order_no))
+    })
 }
 
 fn apply(connection: &mut Connection, found: i32, migrations: &[&str]) -> rusqlite::Result<()> {

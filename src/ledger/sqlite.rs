@@ -14,6 +14,7 @@ use rusqlite::{
     params,
 };
 
+use super::keys::{Keys, NEW_MOST, key_of, keys_of};
 use super::open::{self, Held, OpenError, Seen};
 use super::schema;
 use crate::rules::admit::Fingerprint;
@@ -23,7 +24,7 @@ use crate::rules::desk::{
 use crate::rules::order::{AccountName, CommandId, Ending, OrderNo, Reason, ReasonCode};
 
 /// Pages kept in memory, in KiB.
-const CACHE_KIB: i32 = 16 * 1024;
+const CACHE_KIB: i32 = 8 * 1024;
 /// Pages in the log before they are moved into the file. More of them write faster and pause
 /// longer; with these the longest commit measured was 20 ms.
 const WAL_PAGES: i32 = 1000;
@@ -33,6 +34,7 @@ pub(super) struct Store {
     pub(super) connection: Connection,
     accounts: Vec<AccountName>,
     lanes: HashMap<AccountName, LaneId>,
+    keys: Keys,
     /// Commands of which nothing was recorded when they were claimed, and nothing has been since.
     unrecorded: Unrecorded,
     /// The number of the last commit.
@@ -73,6 +75,7 @@ impl Store {
             .map(|(i, name)| (name.clone(), LaneId(i)))
             .collect();
         Ok(Self {
+            keys: Keys::load(&connection, NEW_MOST).map_err(store_error)?,
             unrecorded: Unrecorded::default(),
             commits: marks.commits,
             restored_at: marks.opened(&connection).map_err(store_error)?,
@@ -120,10 +123,11 @@ impl Store {
 
     /// Answers these from one view of what is durable: each by itself would lock the file anew.
     pub(super) fn claims(&mut self, claims: &[Claim]) -> rusqlite::Result<Vec<Claimed>> {
+        self.keys.rolled_back();
         let view = self.connection.transaction()?;
         let mut claimed = Vec::with_capacity(claims.len());
         {
-            let mut recorded = Recorded::of(&view)?;
+            let mut recorded = Recorded::of(&view, &self.keys)?;
             for claim in claims {
                 let account = self.accounts[claim.lane.0].as_str();
                 let command = command_key(account, claim.command_id.as_str());
@@ -139,9 +143,11 @@ impl Store {
     }
 
     pub(super) fn begin(&mut self) -> rusqlite::Result<Writing<'_>> {
+        self.keys.rolled_back();
         Ok(Writing {
             transaction: self.connection.transaction()?,
             accounts: &self.accounts,
+            keys: &mut self.keys,
             unrecorded: &mut self.unrecorded,
             commits: &mut self.commits,
             held: &self.held,
@@ -158,26 +164,35 @@ impl Store {
         calls_kept: Duration,
     ) -> rusqlite::Result<()> {
         let before = before.as_millisecond();
+        self.keys.rolled_back();
         let transaction = self.connection.transaction()?;
-        let ended = format!("WHERE state = {ENDED}");
-        for (table, which, changed) in [
-            ("orders", &*ended, "changed_at"),
-            ("results", "", "occurred_at"),
-        ] {
-            // From the oldest row on, up to the first that is still to be remembered.
-            let sql = format!(
-                "DELETE FROM {table} WHERE id IN (SELECT id FROM {table} {which} ORDER BY id LIMIT ?2)
-                 AND {changed} < ?1"
-            );
-            transaction
-                .prepare_cached(&sql)?
-                .execute(params![before, most])?;
-        }
+        // From the oldest row on, up to the first that is still to be remembered.
+        let sql = format!(
+            "DELETE FROM orders WHERE id IN (
+                 SELECT id FROM orders WHERE state = {ENDED} ORDER BY id LIMIT ?2)
+             AND changed_at < ?1"
+        );
+        transaction
+            .prepare_cached(&sql)?
+            .execute(params![before, most])?;
+        let gone: Vec<(i64, i64)> = transaction
+            .prepare_cached(
+                "DELETE FROM results WHERE id IN (SELECT id FROM results ORDER BY id LIMIT ?2)
+                 AND occurred_at < ?1 RETURNING command_key, order_no, id",
+            )?
+            .query_map(params![before, most], |row| {
+                let order_no = row.get_ref(1)?.as_str()?;
+                Ok((key_of(row.get(0)?, order_no), row.get(2)?))
+            })?
+            .collect::<rusqlite::Result<_>>()?;
+        Keys::forget(&transaction, &gone)?;
         let calls_before = Timestamp::now().as_millisecond() - millis(calls_kept);
         transaction
             .prepare_cached("DELETE FROM calls WHERE began_at < ?1")?
             .execute([calls_before])?;
-        transaction.commit()
+        transaction.commit()?;
+        self.keys.forgotten(&gone);
+        Ok(())
     }
 }
 
@@ -185,6 +200,7 @@ impl Store {
 pub(super) struct Writing<'a> {
     pub(super) transaction: Transaction<'a>,
     accounts: &'a [AccountName],
+    keys: &'a mut Keys,
     unrecorded: &'a mut Unrecorded,
     commits: &'a mut u64,
     held: &'a Held,
@@ -198,34 +214,57 @@ impl Writing<'_> {
 
     pub(super) fn record(&mut self, record: &Record) -> rusqlite::Result<()> {
         self.orders(&record.orders)?;
+        let transaction = &self.transaction;
+        let mut of_key = Keys::table(transaction)?;
         // A result replaces one only when the command came again and the order was tried again.
-        let mut replace = self.transaction.prepare_cached(
+        let mut replace = transaction.prepare_cached(
             "UPDATE results SET fingerprint = ?5, code = ?6, message = ?7, attempts = ?8, occurred_at = ?9
-             WHERE command_key = ?1 AND order_no = ?4 AND account = ?2 AND command_id = ?3",
+             WHERE id = ?1 AND account = ?2 AND command_id = ?3 AND order_no = ?4",
         )?;
-        let mut insert = self.transaction.prepare_cached(
+        let mut insert = transaction.prepare_cached(
             "INSERT INTO results
-             (command_key, account, command_id, order_no, fingerprint, code, message, attempts, occurred_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+             (id, account, command_id, order_no, fingerprint, code, message, attempts, occurred_at, command_key)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
         )?;
         for row in &record.results {
             let account = self.accounts[row.lane.0].as_str();
             let command_id = row.command_id.as_str();
             let (code, message) = words(&row.ending);
+            let occurred_at = row.occurred_at.as_millisecond();
             let command = command_key(account, command_id);
-            let values = params![
-                command,
-                account,
-                command_id,
-                &*row.order_no,
-                row.fingerprint.0,
-                code,
-                message,
-                row.attempts,
-                row.occurred_at.as_millisecond(),
-            ];
-            if self.unrecorded.take(command) || replace.execute(values)? == 0 {
-                insert.execute(values)?;
+            let key = key_of(command, &row.order_no);
+            let earlier = match self.unrecorded.take(command) {
+                true => Vec::new(),
+                false => self.keys.find(&mut of_key, &(key..=key))?,
+            };
+            let mut is_replaced = false;
+            for id in earlier {
+                is_replaced = is_replaced
+                    || replace.execute(params![
+                        id,
+                        account,
+                        command_id,
+                        &*row.order_no,
+                        row.fingerprint.0,
+                        code,
+                        message,
+                        row.attempts,
+                        occurred_at,
+                    ])? > 0;
+            }
+            if !is_replaced {
+                insert.execute(params![
+                    self.keys.add(key),
+                    account,
+                    command_id,
+                    &*row.order_no,
+                    row.fingerprint.0,
+                    code,
+                    message,
+                    row.attempts,
+                    occurred_at,
+                    command,
+                ])?;
             }
         }
         Ok(())
@@ -270,10 +309,12 @@ impl Writing<'_> {
 
     pub(super) fn commit(self) -> rusqlite::Result<()> {
         let commit = *self.commits + 1;
+        let keys_to = self.keys.move_some(&self.transaction)?;
         self.transaction
-            .prepare_cached("UPDATE marks SET commits = ?1")?
-            .execute([commit.cast_signed()])?;
+            .prepare_cached("UPDATE marks SET commits = ?1, keys_to = ?2")?
+            .execute([commit.cast_signed(), keys_to])?;
         self.transaction.commit()?;
+        self.keys.committed();
         *self.commits = commit;
         // The commit is durable whether or not it is witnessed.
         if let Err(error) = self.held.witness(commit) {
@@ -362,16 +403,20 @@ fn timestamp(millis: i64) -> rusqlite::Result<Timestamp> {
 
 /// What is recorded of commands and orders, in one view.
 struct Recorded<'a> {
-    by_command: CachedStatement<'a>,
+    keys: &'a Keys,
+    of_command: CachedStatement<'a>,
+    result: CachedStatement<'a>,
     by_number: CachedStatement<'a>,
 }
 
 impl<'a> Recorded<'a> {
-    fn of(view: &'a Connection) -> rusqlite::Result<Self> {
+    fn of(view: &'a Connection, keys: &'a Keys) -> rusqlite::Result<Self> {
         Ok(Self {
-            by_command: view.prepare_cached(
+            keys,
+            of_command: Keys::table(view)?,
+            result: view.prepare_cached(
                 "SELECT order_no, fingerprint, code, message, attempts, occurred_at
-                 FROM results WHERE command_key = ?1 AND account = ?2 AND command_id = ?3",
+                 FROM results WHERE id = ?1 AND account = ?2 AND command_id = ?3",
             )?,
             by_number: view.prepare_cached(
                 "SELECT state, attempts, spent, since, code, message, changed_at
@@ -386,11 +431,16 @@ impl<'a> Recorded<'a> {
         command: i64,
         claim: &Claim,
     ) -> rusqlite::Result<Claimed> {
-        let whose = params![command, account, claim.command_id.as_str()];
-        let results = self
-            .by_command
-            .query_map(whose, |row| result_row(row, claim.lane, &claim.command_id))?
-            .collect::<rusqlite::Result<Vec<_>>>()?;
+        let mut results = Vec::new();
+        for id in self.keys.find(&mut self.of_command, &keys_of(command))? {
+            let row = self
+                .result
+                .query_row(params![id, account, claim.command_id.as_str()], |row| {
+                    result_row(row, claim.lane, &claim.command_id)
+                })
+                .optional()?;
+            results.extend(row);
+        }
         let mut orders = Vec::with_capacity(claim.orders.len());
         for (key, order_no) in &claim.orders {
             let row = self
