@@ -329,6 +329,7 @@ impl Ledger {
             retention,
             pruned_at: Instant::now(),
             wrote_at: Instant::now(),
+            failed: None,
         };
         let thread = std::thread::Builder::new()
             .name("ledger".into())
@@ -503,6 +504,15 @@ struct Keeper {
     pruned_at: Instant,
     /// When it last took a write.
     wrote_at: Instant,
+    /// What the store could not do when it was last asked to.
+    failed: Option<Work>,
+}
+
+/// What the store is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Reads,
+    Writes,
 }
 
 impl Keeper {
@@ -535,7 +545,7 @@ impl Keeper {
         }
         if !claims.is_empty() {
             let began = Instant::now();
-            let claimed = self.until_it_works(|store| store.claims(&claims));
+            let claimed = self.until_it_works(Work::Reads, |store| store.claims(&claims));
             self.timings.claim.observe(began.elapsed().as_secs_f64());
             for claimed in claimed.into_iter().flatten() {
                 fail_point!("claim-read");
@@ -546,7 +556,10 @@ impl Keeper {
             return;
         }
         let began = Instant::now();
-        if self.until_it_works(|store| write(store, &writes)).is_none() {
+        if self
+            .until_it_works(Work::Writes, |store| write(store, &writes))
+            .is_none()
+        {
             return;
         }
         self.commits.send_modify(|commits| {
@@ -590,15 +603,19 @@ impl Keeper {
     }
 
     /// Tries until it works; `None` when the worker stops meanwhile.
-    fn until_it_works<T>(&mut self, work: impl Fn(&mut Store) -> rusqlite::Result<T>) -> Option<T> {
+    fn until_it_works<T>(
+        &mut self,
+        kind: Work,
+        work: impl Fn(&mut Store) -> rusqlite::Result<T>,
+    ) -> Option<T> {
         loop {
             if !self.board.is_beyond_repair() {
                 match work(&mut self.store) {
                     Ok(result) => {
-                        self.board.works();
+                        self.works(kind);
                         return Some(result);
                     }
-                    Err(error) => self.board.work_fails(Fault::of(&error)),
+                    Err(error) => self.fails(kind, &error),
                 }
             }
             if self.done.is_closed() {
@@ -606,6 +623,21 @@ impl Keeper {
             }
             std::thread::sleep(RETRY_PAUSE);
         }
+    }
+
+    /// That it can be read says nothing of whether it can be written.
+    fn works(&mut self, kind: Work) {
+        if kind == Work::Writes || self.failed == Some(Work::Reads) {
+            self.failed = None;
+            self.board.works();
+        }
+    }
+
+    fn fails(&mut self, kind: Work, error: &rusqlite::Error) {
+        if self.failed != Some(Work::Writes) {
+            self.failed = Some(kind);
+        }
+        self.board.work_fails(Fault::of(error));
     }
 
     /// Forgets what is old, and looks whether the file is still there.
@@ -633,10 +665,10 @@ impl Keeper {
         }
         match write(&mut self.store, &[]) {
             Ok(()) => {
-                self.board.works();
+                self.works(Work::Writes);
                 self.wrote_at = Instant::now();
             }
-            Err(error) => self.board.work_fails(Fault::of(&error)),
+            Err(error) => self.fails(Work::Writes, &error),
         }
     }
 }
