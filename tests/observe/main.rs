@@ -425,6 +425,23 @@ async fn each_command_and_each_call_has_a_line_by_which_an_order_is_found() {
 }
 
 #[tokio::test]
+async fn a_log_that_nobody_reads_holds_nothing_up() {
+    let mut stage = Stage::new().await.set("RUST_LOG", "debug");
+    // A pipe takes 64 KiB, and then whoever writes to it waits.
+    let pipe = stage.scene.setup.dir().join("pipe").display().to_string();
+    let through = ["sh", "-c", r#"mkfifo "$0" && exec "$@" 2<>"$0""#, &pipe];
+    let mut worker = stage.scene.setup.start_through(&through, &["run"]);
+    worker.wait_ready(LATER).await;
+    let load = Load::new(&stage.scene.orders, "QC", 1000);
+    load.send(&stage.amqp).await;
+    load.is_told(&mut stage.results, LATER).await;
+    stage.scene.queue_is_empty().await;
+    assert_eq!(sum(&worker, "wdt_log_lines_dropped_total", &[]).await, 0.0);
+    // What is left is not written, and waited for no longer than for a moment.
+    assert_eq!(worker.terminate(SOON).await, 0);
+}
+
+#[tokio::test]
 async fn metrics_tell_what_happened() {
     let mut stage = Stage::new().await.set("WDT_API__CONCURRENCY", 1);
     stage.scene.orders.refuse("SHIPPED", NOT_CANCELLABLE);
