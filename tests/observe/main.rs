@@ -319,6 +319,16 @@ async fn a_protocol_that_is_not_spoken_is_said_and_the_worker_works() {
     let said = worker.logs(SOON, "no traces are exported").await;
     assert!(said.contains("OTEL_EXPORTER_OTLP_PROTOCOL") && said.contains("http/protobuf"));
     assert!(!worker.log().contains("pass-word"));
+    drop(worker);
+    let broken = stage.scene.setup.with("OTEL_EXPORTER_OTLP_PROTOCOL", "");
+    let broken = broken.set(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "http://me:pass-word@[broken/",
+    );
+    let worker = broken.start();
+    let said = worker.logs(SOON, "no traces are exported").await;
+    assert!(said.contains("http://collector:4318"), "{said}");
+    assert!(!worker.log().contains("pass-word"));
     let told = stage.told(&Command::orders(["QC1"]), 1).await;
     assert_eq!(told[0].outcome(), "cancelled");
 }
