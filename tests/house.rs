@@ -12,13 +12,24 @@ const HOUSE: [(&str, &[&str]); 10] = [
     ("ledger", &["ledger", "rules"]),
     ("admin", &["admin", "rules"]),
     ("config", &["config", "rules"]),
-    ("telemetry", &["config"]),
+    ("telemetry", &["config", "rules", "telemetry"]),
     ("letters", &["admin", "broker", "rules"]),
-    ("worker", &["admin", "broker", "gateway", "ledger", "rules"]),
+    (
+        "worker",
+        &["admin", "broker", "gateway", "ledger", "rules", "telemetry"],
+    ),
     (
         "app",
         &[
-            "admin", "broker", "config", "gateway", "ledger", "letters", "rules", "worker",
+            "admin",
+            "broker",
+            "config",
+            "gateway",
+            "ledger",
+            "letters",
+            "rules",
+            "telemetry",
+            "worker",
         ],
     ),
 ];

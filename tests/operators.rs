@@ -251,7 +251,7 @@ async fn a_paused_account_is_not_called_until_it_is_resumed() {
     let state = state_of(&worker, "account default").await;
     assert_eq!(state["state"], "paused", "{state}");
     assert!(state["cause"].as_str().unwrap().contains("li (127.0.0.1)"));
-    let series = "wdt_account_paused{account=\"default\"}";
+    let series = "wdt_account_paused{account=\"default\",cause=\"operator\"}";
     assert_eq!(worker.metric(series).await, Some(1.0));
     amqp.send(&Command::orders(["A"]).id("c1")).await;
     scene.vhost.queue_holds(LATER, COMMANDS, 0, 1).await;

@@ -21,7 +21,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::access::{Access, Refusal, Visitor, text};
 use super::letters::{Done, Request as LetterRequest, Wish};
-use super::{Office, Pause, Peer, Snapshot};
+use super::{Office, PauseWish, Peer, Snapshot};
 use crate::rules::dead::Filter;
 use crate::rules::desk::LaneId;
 use crate::rules::lane::Paused;
@@ -198,7 +198,7 @@ impl Pages {
                 });
                 tracing::info!(account = name, by = &*by, pauses, "an operator's wish");
                 let lane = LaneId(lane);
-                if self.office.pause.send(Pause { lane, paused }).is_err() {
+                if self.office.pause.send(PauseWish { lane, paused }).is_err() {
                     let words = lang.t("The worker is stopping.", "进程正在停止。");
                     return self.answered(headers, StatusCode::SERVICE_UNAVAILABLE, words);
                 }

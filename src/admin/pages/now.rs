@@ -109,7 +109,7 @@ fn tiles(frame: &Frame, snapshot: &Snapshot, counts: &[Count], now: Timestamp) -
             (tile(told.to_string(), frame.t("orders told, last minute", "最近一分钟通知的订单")))
             (tile(calls.to_string(), frame.t("calls, last minute", "最近一分钟调用")))
             (tile(per_call, frame.t("orders per call", "每次调用订单数")))
-            (tile(snapshot.ready.to_string(), frame.t("commands waiting in the queue", "队列中等待的命令")))
+            (tile(snapshot.queue.ready.to_string(), frame.t("commands waiting in the queue", "队列中等待的命令")))
             (tile(load.commands.to_string(), frame.t("commands in hand", "处理中的命令")))
             (tile(load.orders.to_string(), frame.t("orders in hand", "处理中的订单")))
             (tile(load.calls.to_string(), frame.t("calls in flight", "进行中的调用")))
