@@ -10,13 +10,14 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::admin::metrics::Metrics;
-use crate::admin::{Admin, Snapshot};
+use crate::admin::{Admin, Snapshot, health};
 use crate::broker;
 use crate::broker::link::Link;
 use crate::config::{Config, LedgerUrl};
 use crate::gateway::client::{Client, Credentials, GatewayUrl, Http};
 use crate::gateway::sign::AppSecret;
 use crate::ledger::{Done, Ledger, Opened, postgres};
+use crate::notify::Manager;
 use crate::rules::delay::Delays;
 use crate::rules::desk::{AccountPolicy, Desk, Gap, Policy};
 use crate::rules::next::Retry;
@@ -87,6 +88,7 @@ pub async fn run(
 
     let metrics = Arc::new(Metrics::new());
     let (snapshot, snapshot_rx) = watch::channel(Snapshot::starting(Timestamp::now()));
+    tell_manager(snapshot_rx.clone(), stop.clone());
     let admin = Admin::start(config.admin.listen, snapshot_rx, Arc::clone(&metrics))
         .await
         .with_context(|| {
@@ -117,6 +119,32 @@ pub async fn run(
     let stopped = worker.run(stop, drain).await;
     admin.stop();
     stopped
+}
+
+/// Tells the service manager how the worker fares, until the worker ends. One that cannot be told is
+/// no reason not to work.
+fn tell_manager(snapshot: watch::Receiver<Snapshot>, stop: watch::Receiver<u32>) {
+    match Manager::from_env() {
+        Ok(None) => {}
+        Ok(Some(manager)) => {
+            tokio::spawn(async move { manager.follow(snapshot, stop, status).await });
+        }
+        Err(error) => warn!(%error, "the service manager (NOTIFY_SOCKET) cannot be told anything"),
+    }
+}
+
+/// How the worker fares, in a line.
+fn status(snapshot: &Snapshot) -> String {
+    let report = health::report(snapshot);
+    let failing = report
+        .checks
+        .iter()
+        .find(|check| check.state == health::State::Failing);
+    match failing {
+        None => "ready".to_owned(),
+        Some(check) if report.ready => format!("ready, but {}: {}", check.name, check.cause),
+        Some(check) => format!("not ready: {}: {}", check.name, check.cause),
+    }
 }
 
 async fn open_ledger(config: &Config, done: UnboundedSender<Done>) -> anyhow::Result<Opened> {

@@ -22,6 +22,7 @@ pub mod cli;
 pub mod config;
 pub mod gateway;
 pub mod ledger;
+pub mod notify;
 pub mod rules;
 pub mod telemetry;
 pub mod worker;
