@@ -3,10 +3,10 @@
 use crate::load::{Client, Shape, next};
 use crate::subject::{Running, Subject};
 use crate::support::broker::Broker;
-use crate::usage::peak_mib;
 
-/// So many are worked off; every window in between is like the one before.
-const WORKED_OFF: usize = 50_000;
+/// So many are worked off; by then all that is kept in memory has been full once, the ledger's new
+/// entries too.
+const WORKED_OFF: usize = 400_000;
 /// What the broker may take: with a million commands it takes more than a test's broker may, and
 /// would stop whoever publishes.
 const BROKER_MEMORY: &str = "6GB";
@@ -23,5 +23,5 @@ pub async fn run(broker: &Broker, commands: usize, mut rng: fastrand::Rng) -> f6
     for _ in 0..commands.min(WORKED_OFF) {
         next(&mut events).await;
     }
-    peak_mib(running.pid())
+    running.peak_mib()
 }

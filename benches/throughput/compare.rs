@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::{FutureExt as _, StreamExt as _};
+
 use crate::load::{Client, Shape, Told, next};
 use crate::report::Row;
-use crate::subject::{Running, Subject};
+use crate::subject::{Running, Subject, consume};
 use crate::support::amqp::COMMANDS;
 use crate::support::broker::Broker;
-use crate::usage::{cpu_seconds, peak_mib};
+use crate::usage::{cpu_seconds, cpu_seconds_of_all};
 
 /// From the last event to the last acknowledgement.
 const END_LIMIT: Duration = Duration::from_secs(30);
@@ -23,28 +25,37 @@ pub async fn run(subject: &Subject, broker: &Broker, shape: &Shape, mut rng: fas
     let cpu = || {
         let gateway = gateway.map_or(0.0, |gateway| cpu_seconds(gateway.pid()));
         [
-            cpu_seconds(running.pid()),
+            running.cpu_seconds(),
             cpu_seconds(broker.pid()),
             gateway,
+            shape.database.map_or(0.0, cpu_seconds_of_all),
         ]
     };
 
-    // From the first event on: starting a process is not what is measured here.
-    let first = next(&mut events).await;
-    let (began, cpu_before) = (Instant::now(), cpu());
     let mut told = vec![false; shape.orders];
-    told[Told::read(&first.data).cancelled() - shape.first] = true;
-    let mut missing = shape.orders - 1;
-    while missing > 0 {
-        let event = next(&mut events).await;
-        let is_told = &mut told[Told::read(&event.data).cancelled() - shape.first];
+    let mut missing = shape.orders;
+    let mut note = |event: &[u8]| {
+        let is_told = &mut told[Told::read(event).cancelled() - shape.first];
         missing -= usize::from(!*is_told);
         *is_told = true;
+        missing
+    };
+    // From the first event on, and when all are at work: starting a process is not what is measured.
+    let mut left = note(&next(&mut events).await.data);
+    if shape.workers > 1 {
+        consume(&vhost, shape.workers).await;
+        while let Some(Some(event)) = events.next().now_or_never() {
+            left = note(&event.unwrap().data);
+        }
+    }
+    let orders = left as f64;
+    let (began, cpu_before) = (Instant::now(), cpu());
+    while left > 0 {
+        left = note(&next(&mut events).await.data);
     }
     let time = began.elapsed();
     vhost.queue_holds(END_LIMIT, COMMANDS, 0, 0).await;
 
-    let orders = shape.orders as f64;
     let cpu_after = cpu();
     let micros = |n: usize| (cpu_after[n] - cpu_before[n]) * 1e6 / orders;
     Row {
@@ -52,9 +63,10 @@ pub async fn run(subject: &Subject, broker: &Broker, shape: &Shape, mut rng: fas
         cpu_micros: micros(0),
         broker_micros: micros(1),
         gateway_micros: gateway.map(|_| micros(2)),
-        peak_mib: peak_mib(running.pid()),
+        database_micros: shape.database.map(|_| micros(3)),
+        peak_mib: running.peak_mib(),
         calls_per_thousand: match gateway {
-            Some(gateway) => Some(gateway.cancels().await as f64 * 1000.0 / orders),
+            Some(gateway) => Some(gateway.cancels().await as f64 * 1000.0 / shape.orders as f64),
             None => None,
         },
     }

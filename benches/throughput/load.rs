@@ -41,6 +41,10 @@ pub struct Shape {
     pub gateway: gateway::Kind,
     /// How long that takes.
     pub latency: Duration,
+    /// Workers that share the load.
+    pub workers: usize,
+    /// The process of the database that their settings name.
+    pub database: Option<i32>,
     /// Other settings of the worker than those that it ships with.
     pub settings: Vec<(String, String)>,
 }
@@ -55,6 +59,8 @@ impl Shape {
             accounts: 1,
             gateway: gateway::Kind::Double,
             latency: Duration::ZERO,
+            workers: 1,
+            database: None,
             settings: Vec::new(),
         }
     }

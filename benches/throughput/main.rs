@@ -27,6 +27,7 @@ mod ledger;
 mod limit;
 mod load;
 mod report;
+mod shared;
 mod subject;
 mod usage;
 
@@ -43,7 +44,7 @@ use support::broker::Broker;
 
 /// The worker's throughput and latency, beside bare loops
 ///
-/// With --calls-limit, --backlog, --ledger or --fairness that is measured instead.
+/// With --calls-limit, --backlog, --ledger, --workers or --fairness that is measured instead.
 #[derive(Debug, Parser)]
 #[command(name = "throughput", verbatim_doc_comment)]
 struct Args {
@@ -95,6 +96,10 @@ struct Args {
     /// Throughput, start and expiry with so many finished orders in the ledger
     #[arg(long, value_name = "ORDERS", default_value_t = 0)]
     ledger: usize,
+
+    /// One to so many workers that share a ledger in PostgreSQL, beside one with a ledger of its own
+    #[arg(long, value_name = "WORKERS", default_value_t = 0)]
+    workers: usize,
 
     /// What accounts get beside one with so many orders waiting and two that cannot be called
     #[arg(long, value_name = "ORDERS", default_value_t = 0)]
@@ -187,6 +192,15 @@ async fn measure(args: &Args) {
             rate,
         };
         ledger::run(&broker, size, rng.fork()).await;
+    }
+    if args.workers > 0 {
+        instead = true;
+        let size = shared::Size {
+            workers: args.workers,
+            orders: args.orders,
+            runs: args.runs,
+        };
+        shared::run(&broker, size, rng.fork()).await;
     }
     if args.fairness > 0 {
         instead = true;

@@ -16,6 +16,8 @@ pub struct Row {
     pub broker_micros: f64,
     /// Of a subject that calls one.
     pub gateway_micros: Option<f64>,
+    /// Of a ledger that is shared.
+    pub database_micros: Option<f64>,
     pub peak_mib: f64,
     pub calls_per_thousand: Option<f64>,
 }

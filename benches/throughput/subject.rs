@@ -13,6 +13,7 @@ use crate::support::eventually::eventually;
 use crate::support::gateway::Account;
 use crate::support::process::{PATH, Process, fresh_dir};
 use crate::support::worker::{Setup, Worker};
+use crate::usage::{cpu_seconds, peak_mib};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -70,7 +71,7 @@ pub struct Running {
 
 enum Program {
     Other(Process),
-    Worker(Worker),
+    Workers(Vec<Worker>),
 }
 
 impl Running {
@@ -85,7 +86,8 @@ impl Running {
         };
         let program = match (subject, &gateway) {
             (Subject::Worker, Some(gateway)) => {
-                Program::Worker(settings(vhost, gateway, shape).start())
+                let setup = settings(vhost, gateway, shape);
+                Program::Workers((0..shape.workers).map(|_| setup.start()).collect())
             }
             (Subject::Peer(peer), Some(gateway)) => {
                 Program::Other(start_peer(peer, vhost, gateway, shape))
@@ -96,10 +98,20 @@ impl Running {
         Self { program, gateway }
     }
 
-    pub fn pid(&self) -> i32 {
+    /// User and system time of all its processes, in seconds.
+    pub fn cpu_seconds(&self) -> f64 {
+        self.pids().into_iter().map(cpu_seconds).sum()
+    }
+
+    /// The most memory that one of its processes has held, in MiB.
+    pub fn peak_mib(&self) -> f64 {
+        self.pids().into_iter().map(peak_mib).fold(0.0, f64::max)
+    }
+
+    fn pids(&self) -> Vec<i32> {
         match &self.program {
-            Program::Other(process) => process.pid(),
-            Program::Worker(worker) => worker.pid(),
+            Program::Other(process) => vec![process.pid()],
+            Program::Workers(workers) => workers.iter().map(Worker::pid).collect(),
         }
     }
 }
@@ -149,8 +161,13 @@ fn start_peer(peer: &Peer, vhost: &Vhost, gateway: &Gateway, shape: &Shape) -> P
 
 /// Waits until somebody consumes.
 pub async fn consumes(vhost: &Vhost) {
-    eventually(START_LIMIT, "somebody consumes", async || {
-        (!vhost.consumers().await.is_empty()).then_some(())
+    consume(vhost, 1).await;
+}
+
+/// Waits until so many consume.
+pub async fn consume(vhost: &Vhost, count: usize) {
+    eventually(START_LIMIT, "there are consumers", async || {
+        (vhost.consumers().await.len() >= count).then_some(())
     })
     .await;
 }

@@ -28,23 +28,26 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<Exit> {
         .log
         .format
         .unwrap_or_else(telemetry::format_by_terminal);
-    telemetry::init(format)?;
+    let log = telemetry::init(format)?;
     let stop = signals()?;
     let seed = fastrand::u64(..);
-    Ok(match app::run(config, seed, stop, args.drain).await? {
-        Stopped::Drained => {
-            info!("stopped: what was in flight is finished, the rest is back in the queue");
-            Exit::Done
-        }
-        Stopped::Left { calls, commands } => {
-            warn!(
-                calls,
-                commands,
-                "stopped before everything was finished; the broker gives these commands out again, and orders in a call are looked up before they are sent again"
-            );
-            Exit::Left
-        }
-    })
+    let lines = Some(log.lines());
+    Ok(
+        match app::run(config, seed, stop, args.drain, lines).await? {
+            Stopped::Drained => {
+                info!("stopped: what was in flight is finished, the rest is back in the queue");
+                Exit::Done
+            }
+            Stopped::Left { calls, commands } => {
+                warn!(
+                    calls,
+                    commands,
+                    "stopped before everything was finished; the broker gives these commands out again, and orders in a call are looked up before they are sent again"
+                );
+                Exit::Left
+            }
+        },
+    )
 }
 
 /// Counts SIGTERM and Ctrl-C.

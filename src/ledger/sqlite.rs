@@ -24,7 +24,7 @@ use crate::rules::desk::{
 use crate::rules::order::{AccountName, CommandId, Ending, OrderNo, Reason, ReasonCode};
 
 /// Pages kept in memory, in KiB.
-const CACHE_KIB: i32 = 16 * 1024;
+const CACHE_KIB: i32 = 8 * 1024;
 /// Pages in the log before they are moved into the file. More of them write faster and pause
 /// longer; with these the longest commit measured was 20 ms.
 const WAL_PAGES: i32 = 1000;

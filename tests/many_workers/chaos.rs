@@ -67,11 +67,7 @@ async fn whatever_breaks_each_order_is_told_once_rightly_and_the_minute_is_kept(
         worker.wait_ready(LATER).await;
     }
     let mut load = Load::new(&scene.orders, "QC", count);
-    let orders: Vec<String> = load.orders().into_iter().map(String::from).collect();
-    for (n, order) in orders.iter().enumerate().step_by(5) {
-        let outcome = if n % 7 == 3 { "refused" } else { "cancelled" };
-        load.add(&format!("cmd-{order}"), order, outcome);
-    }
+    load.repeat(5);
     let mut told = Told::default();
     let mut results = scene.amqp().await.results().await;
     let began = Instant::now();

@@ -100,6 +100,11 @@ impl Postgres {
         format!("postgres://wdt@127.0.0.1:{}/{database}", self.port)
     }
 
+    /// The server's process; each connection has another, its child.
+    pub fn pid(&self) -> i32 {
+        self.server.pid()
+    }
+
     /// The port.
     pub fn port(&self) -> u16 {
         self.port

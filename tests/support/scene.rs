@@ -181,6 +181,14 @@ impl Load {
         self.due.insert((id.into(), order.into()), outcome);
     }
 
+    /// Adds each `step`th command again.
+    pub fn repeat(&mut self, step: usize) {
+        let again: Vec<_> = self.due.clone().into_iter().step_by(step).collect();
+        for ((id, order), outcome) in again {
+            self.add(&id, &order, outcome);
+        }
+    }
+
     /// Publishes all of it.
     pub async fn send(&self, amqp: &Amqp) {
         amqp.send_all(COMMANDS, &self.commands).await;

@@ -32,10 +32,17 @@ pub(super) const STEP: Duration = Duration::from_secs(10);
 /// What each session is told. The database gives up a little before the worker does, so that the
 /// worker hears why; and it ends the transaction of a worker that froze in one, whose locks would
 /// keep others waiting. Whoever asks for less than a flushed commit does not get it.
+///
+/// Every statement of the worker's looks rows up by their keys, so it is always planned like that:
+/// by its estimates the database would read whole tables while these are new, and keep the plan.
 const SESSION: &str = "
 SET statement_timeout = '9s';
 SET lock_timeout = '5s';
 SET idle_in_transaction_session_timeout = '5s';
+SET plan_cache_mode = force_generic_plan;
+SET enable_seqscan = off;
+SET enable_hashjoin = off;
+SET enable_mergejoin = off;
 SELECT set_config('synchronous_commit', 'on', false)
 WHERE current_setting('synchronous_commit') = 'off';
 ";
