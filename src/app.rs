@@ -227,7 +227,11 @@ fn account_policies(config: &Config) -> Vec<AccountPolicy> {
         .collect()
 }
 
-fn clients(config: &Config) -> anyhow::Result<Vec<Arc<Client>>> {
+/// A client for each account, in the settings' order.
+///
+/// # Errors
+/// When an address or a secret cannot be used, or the HTTP client not be made.
+pub fn clients(config: &Config) -> anyhow::Result<Vec<Arc<Client>>> {
     let urls = config
         .accounts
         .iter()
@@ -253,7 +257,8 @@ fn clients(config: &Config) -> anyhow::Result<Vec<Arc<Client>>> {
         .collect()
 }
 
-fn broker_settings(config: &Config) -> broker::Settings {
+/// What the broker's side needs of the settings.
+pub fn broker_settings(config: &Config) -> broker::Settings {
     broker::Settings {
         urls: config
             .amqp

@@ -6,7 +6,9 @@
 //! wrong ends the whole session, and a new one is made ([`link`]).
 
 pub mod answer;
+pub mod bindings;
 mod held;
+pub mod inspect;
 pub mod intake;
 pub mod link;
 mod mend;
