@@ -3,11 +3,11 @@
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::Value;
 
-use crate::support::amqp::COMMANDS;
+use crate::support::amqp::{COMMANDS, Command};
 use crate::support::broker::Broker;
 use crate::support::disk::run;
-use crate::support::gateway::{Account, Answer, QUERY};
-use crate::support::scene::Scene;
+use crate::support::gateway::{Account, Answer, CANCEL, QUERY};
+use crate::support::scene::{SOON, Scene};
 
 /// What `doctor --json` says.
 struct Said {
@@ -117,17 +117,13 @@ async fn all_is_well_beside_a_running_worker_and_stays_as_it_is() {
     assert_eq!(scene.vhost.queues().await.len(), queues);
     scene.consumer().await;
     scene.queue_is_empty().await;
-    assert_eq!(worker.terminate(crate::support::scene::SOON).await, 0);
+    assert_eq!(worker.terminate(SOON).await, 0);
 
     // With nobody else about, a waiting command stays what it is.
-    amqp.send(&crate::support::amqp::Command::orders(["QC-1"]))
-        .await;
+    amqp.send(&Command::orders(["QC-1"])).await;
     let said = Said::of(&scene).await;
     assert!(said.found("ledger").contains("whole"), "{}", said.text);
-    scene
-        .vhost
-        .queue_holds(crate::support::scene::SOON, COMMANDS, 1, 0)
-        .await;
+    scene.vhost.queue_holds(SOON, COMMANDS, 1, 0).await;
     assert_eq!(scene.orders.times_sent("QC-1"), 0);
 }
 
@@ -237,7 +233,7 @@ async fn results_that_would_find_no_queue_are_named() {
     let said = Said::with(&scene, &ask).await;
     assert_eq!(said.code, 0, "{}", said.text);
     assert!(said.in_state("note").is_empty(), "{}", said.text);
-    assert_eq!(worker.terminate(crate::support::scene::SOON).await, 0);
+    assert_eq!(worker.terminate(SOON).await, 0);
 }
 
 #[tokio::test]
@@ -261,24 +257,13 @@ async fn what_is_wrong_at_the_gateway_is_told_by_account() {
 
     let mut wrong = Account::named("default");
     wrong.secret = "another".into();
-    let Scene { setup, gateway, .. } = scene;
-    let scene = Scene::fresh().await;
-    let scene = Scene {
-        setup: setup.account("default", &wrong),
-        gateway,
-        ..scene
-    };
+    let scene = scene.set("WDT_ACCOUNTS__DEFAULT__SECRET", wrong.app_secret());
     let said = Said::of(&scene).await;
     let (found, remedy) = said.wrong("account default signature");
     assert!(found.contains("refused"), "{found}");
     assert!(remedy.contains("secret"), "{remedy}");
     assert!(!scene.gateway.take_faults().is_empty());
-    assert!(
-        scene
-            .gateway
-            .calls(crate::support::gateway::CANCEL)
-            .is_empty()
-    );
+    assert!(scene.gateway.calls(CANCEL).is_empty());
 
     scene.gateway.down();
     Said::of(&scene).await.wrong("account default signature");

@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
+use crate::support::amqp::Command;
 use crate::support::eventually::eventually_ok;
 use crate::support::process::Signal;
 use crate::support::scene::{LATER, SOON, Scene};
@@ -58,8 +59,7 @@ async fn the_service_manager_hears_how_the_worker_fares() {
 
     // A gateway that is away takes the account, and with it readiness.
     scene.gateway.down();
-    amqp.send(&crate::support::amqp::Command::orders(["QC-1"]))
-        .await;
+    amqp.send(&Command::orders(["QC-1"])).await;
     eventually_ok(LATER, "it is told what fails", async || {
         let failing = |line: &String| line.starts_with("STATUS=not ready: intake: no account");
         match heard.all().iter().any(failing) {
