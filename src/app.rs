@@ -5,21 +5,21 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::admin::metrics::{Destinations, Metrics};
 use crate::admin::{Admin, Snapshot, health};
 use crate::broker;
 use crate::broker::link::Link;
-use crate::config::{Config, LedgerUrl};
+use crate::config::{Account, Config, LedgerUrl, Secret};
 use crate::gateway::client::{Client, Credentials, GatewayUrl, Http};
 use crate::gateway::sign::AppSecret;
 use crate::ledger::{Done, Ledger, Opened, postgres};
 use crate::notify::Manager;
 use crate::rules::delay::Delays;
-use crate::rules::desk::{AccountPolicy, Desk, Gap, Policy};
+use crate::rules::desk::{AccountPolicy, Adjustment, Desk, Gap, Policy};
 use crate::rules::next::Retry;
 use crate::rules::order::AccountName;
 use crate::rules::poison::Gate;
@@ -51,7 +51,8 @@ const PREFETCH_MIN: usize = 64;
 const PREFETCH_MAX: usize = 2000;
 
 /// Starts what a worker needs, runs it until `stop`, and takes it down. `seed` decides all chance,
-/// but for the ids of spans; `log` is where the process's log goes.
+/// but for the ids of spans; `log` is where the process's log goes; `reloads` are the settings that
+/// were read anew.
 ///
 /// # Errors
 /// When something it needs cannot be had: the ledger, the admin's address, the broker's leave.
@@ -61,6 +62,7 @@ pub async fn run(
     stop: watch::Receiver<u32>,
     drain: Duration,
     log: Option<Lines>,
+    reloads: Option<UnboundedReceiver<Config>>,
 ) -> anyhow::Result<Stopped> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let names: Vec<AccountName> = config.accounts.keys().cloned().collect();
@@ -111,6 +113,11 @@ pub async fn run(
         })?;
     info!(address = %admin.address, ledger = %shown(&config), accounts = names.len(), "started");
 
+    let (adjustments_tx, adjustments) = unbounded_channel();
+    if let Some(reloads) = reloads {
+        let following = follow_settings(config.clone(), clients.clone(), reloads, adjustments_tx);
+        tokio::spawn(following);
+    }
     let (events_tx, events) = unbounded_channel();
     let worker = Worker {
         desk,
@@ -129,6 +136,7 @@ pub async fn run(
         exports: traces.as_ref().map(Traces::exports),
         journal: Journal::new(traces, &config.amqp.queue, rng.fork()),
         log,
+        adjustments,
         snapshot,
     };
     let stopped = worker.run(stop, drain).await;
@@ -227,6 +235,134 @@ fn account_policies(config: &Config) -> Vec<AccountPolicy> {
         .collect()
 }
 
+/// Makes the settings that were read anew hold, as far as they may change while the worker works, and
+/// tells which wait for a restart.
+async fn follow_settings(
+    mut known: Config,
+    clients: Vec<Arc<Client>>,
+    mut reloads: UnboundedReceiver<Config>,
+    adjustments: UnboundedSender<Adjustment>,
+) {
+    while let Some(wanted) = reloads.recv().await {
+        let (applied, waiting) = take_over(&mut known, &wanted);
+        for (account, client) in known.accounts.values().zip(&clients) {
+            match (credentials(account), previous_credentials(account)) {
+                (Ok(credentials), Ok(previous)) => client.renew(credentials, previous),
+                // The settings were checked; should both disagree, what holds stays.
+                (Err(error), _) | (_, Err(error)) => {
+                    error!(%error, "an account's credentials cannot be used");
+                }
+            }
+        }
+        let adjustment = Adjustment {
+            max_attempts: known.retry.max_attempts,
+            max_age: known.retry.max_age,
+            accounts: account_policies(&known),
+        };
+        if adjustments.send(adjustment).is_err() {
+            return;
+        }
+        info!(
+            applied = applied.join(", "),
+            needs_restart = waiting.join(", "),
+            "the settings were reloaded"
+        );
+    }
+}
+
+/// Changes what may change, and names it; then what differs and may not.
+fn take_over(known: &mut Config, wanted: &Config) -> (Vec<String>, Vec<String>) {
+    let (mut applied, mut waiting) = (Vec::new(), Vec::new());
+    if known.retry != wanted.retry {
+        known.retry = wanted.retry.clone();
+        applied.push("retry".to_owned());
+    }
+    let is_shared = matches!(known.ledger.url, LedgerUrl::Postgres(_));
+    for (name, account) in &mut known.accounts {
+        let Some(now) = wanted.accounts.get(name) else {
+            waiting.push(format!("accounts.{name} (removed)"));
+            continue;
+        };
+        let secrets = |a: &Account| {
+            let (sid, previous) = (a.sid.clone(), a.previous.clone());
+            (
+                sid,
+                a.key.clone(),
+                a.secret.clone(),
+                a.salt.clone(),
+                previous,
+            )
+        };
+        if secrets(account) != secrets(now) {
+            (
+                account.sid,
+                account.key,
+                account.secret,
+                account.salt,
+                account.previous,
+            ) = secrets(now);
+            applied.push(format!("accounts.{name} (credentials)"));
+        }
+        if account.max_orders_per_call != now.max_orders_per_call {
+            account.max_orders_per_call = now.max_orders_per_call;
+            applied.push(format!("accounts.{name}.max_orders_per_call"));
+        }
+        let pace = |a: &Account| (a.calls_per_minute, a.concurrency);
+        if pace(account) != pace(now) {
+            let what = format!("accounts.{name}.calls_per_minute and .concurrency");
+            // There the minute is shared out by the ledger, by what its workers started with.
+            if is_shared {
+                waiting.push(what);
+            } else {
+                (account.calls_per_minute, account.concurrency) = pace(now);
+                applied.push(what);
+            }
+        }
+        if account.url != now.url {
+            waiting.push(format!("accounts.{name}.url"));
+        }
+    }
+    let is_new = |name: &&AccountName| !known.accounts.contains_key(*name);
+    let new = wanted.accounts.keys().filter(is_new);
+    waiting.extend(new.map(|name| format!("accounts.{name} (new)")));
+    for (section, differs) in [
+        ("amqp", known.amqp != wanted.amqp),
+        ("api", known.api != wanted.api),
+        ("ledger", known.ledger != wanted.ledger),
+        ("admin", known.admin != wanted.admin),
+        ("log", known.log != wanted.log),
+    ] {
+        if differs {
+            waiting.push(section.to_owned());
+        }
+    }
+    (applied, waiting)
+}
+
+fn credentials(account: &Account) -> anyhow::Result<Credentials> {
+    pair(&account.sid, &account.key, &account.secret, &account.salt)
+}
+
+fn previous_credentials(account: &Account) -> anyhow::Result<Option<Credentials>> {
+    let previous = account.previous.as_ref();
+    previous
+        .map(|p| pair(&account.sid, &p.key, &p.secret, &p.salt))
+        .transpose()
+}
+
+fn pair(
+    sid: &str,
+    key: &Secret<String>,
+    secret: &Secret<String>,
+    salt: &Secret<String>,
+) -> anyhow::Result<Credentials> {
+    Ok(Credentials {
+        sid: sid.to_owned(),
+        key: key.expose().clone(),
+        secret: AppSecret::parse(&format!("{}:{}", secret.expose(), salt.expose()))?,
+    })
+}
+
 /// A client for each account, in the settings' order.
 ///
 /// # Errors
@@ -245,14 +381,12 @@ pub fn clients(config: &Config) -> anyhow::Result<Vec<Arc<Client>>> {
         .iter()
         .zip(urls)
         .map(|((name, account), url)| {
-            let secret = format!("{}:{}", account.secret.expose(), account.salt.expose());
-            let credentials = Credentials {
-                sid: account.sid.clone(),
-                key: account.key.expose().clone(),
-                secret: AppSecret::parse(&secret)
-                    .with_context(|| format!("accounts.{name}.secret"))?,
-            };
-            Ok(Arc::new(Client::new(http.clone(), url, credentials)))
+            let what = || format!("accounts.{name}.secret");
+            let client = Client::new(http.clone(), url, credentials(account).with_context(what)?);
+            if let Some(previous) = previous_credentials(account).with_context(what)? {
+                client.renew(credentials(account).with_context(what)?, Some(previous));
+            }
+            Ok(Arc::new(client))
         })
         .collect()
 }

@@ -5,6 +5,7 @@ pub mod config;
 pub mod demo;
 pub mod doctor;
 pub mod ledger;
+mod reload;
 pub mod run;
 pub mod sandbox;
 pub mod send;
@@ -130,7 +131,7 @@ fn code(exit: Exit) -> ExitCode {
 async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     let file = cli.config.as_deref();
     match cli.command {
-        Command::Run(args) => run::run(args, load(file)?.config).await,
+        Command::Run(args) => run::run(args, load(file)?.config, file).await,
         Command::Doctor(args) => doctor::run(args, load(file)).await,
         Command::Send(args) => send::run(args, broker(file)?).await,
         Command::Bind(args) => bind::run(args, broker(file)?).await,
