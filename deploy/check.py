@@ -100,9 +100,33 @@ def alerts(prometheus):
     return wrong, f"{len(rules)} rules are loaded"
 
 
+def translation():
+    """The Chinese page has the sections, rows, commands and names of the English one, in sequence."""
+    pages = []
+    for path in ("README.md", "README.zh-CN.md"):
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        blocks = re.findall(r"^```.*?^```$", text, flags=re.M | re.S)
+        # What is said in comments and in the place of an account's own is translated.
+        code = [re.sub(r"#.*|= \"(your|你的) .*", "", line).strip() for b in blocks for line in b.split("\n")]
+        prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+        lines = [line for line in prose.split("\n") if line and not line.startswith("[")]
+        pages.append((code, [(re.match(r"[#|-]*", l)[0], sorted(re.findall(r"`[^`]+`", l))) for l in lines]))
+    (code, lines), (code_zh, lines_zh) = pages
+    wrong = [f"README.zh-CN.md: {b!r}, for {a!r}" for a, b in zip(code, code_zh) if a != b]
+    wrong += [f"README.zh-CN.md: {b}, for {a}" for a, b in zip(lines, lines_zh) if a != b]
+    wrong += ["README.zh-CN.md: another number of lines"] * (len(lines) != len(lines_zh))
+    return wrong, f"{len(lines)} paragraphs and rows in both languages"
+
+
 def main():
     what, *rest = sys.argv[1:]
-    wrong, seen = {"runbooks": runbooks, "dashboard": dashboard, "alerts": alerts}[what](*rest)
+    wrong, seen = {
+        "runbooks": runbooks,
+        "translation": translation,
+        "dashboard": dashboard,
+        "alerts": alerts,
+    }[what](*rest)
     for line in wrong:
         print(line, file=sys.stderr)
     if wrong:

@@ -91,6 +91,7 @@ fi
 "$dir/python/bin/kubernetes-validate" --strict --kubernetes-version 1.34 \
   --quiet --no-warn "${manifests[@]}"
 "$dir/python/bin/python" deploy/check.py runbooks
+"$dir/python/bin/python" deploy/check.py translation
 
 say 'the dashboard and the alerts, against a worker at work'
 cargo build --locked
