@@ -360,8 +360,8 @@ impl Client {
                 let retry_after = retry_after(response.headers(), self.gateway_time());
                 let mut large = None;
                 let body = self.read_body(response, begun, &mut large).await;
-                let hidden = self.hidden(&credentials, &signed);
-                let end = self.answer(status, retry_after, body, &hidden, parse);
+                let request = (&*credentials, &signed);
+                let end = self.answer(status, retry_after, body, request, parse);
                 drop(large);
                 (end, Some(status))
             }
@@ -439,10 +439,10 @@ impl Client {
         status: u16,
         retry_after: Option<Duration>,
         body: Result<Vec<u8>, BodyError>,
-        hidden: &[String],
+        (credentials, signed): (&Credentials, &Signed<'_>),
         parse: fn(&[u8]) -> Result<Reply<T>, String>,
     ) -> CallEnd<T> {
-        let body = body.map(|body| without(hidden, body));
+        let body = body.map(|body| without(&self.hidden(credentials, signed), body));
         let garbled = |what: String| CallEnd::Garbled { what, retry_after };
         let body = match (status, body) {
             (429, _) => return CallEnd::Throttled { retry_after },
@@ -478,7 +478,7 @@ impl Client {
         match parse(&body) {
             Ok(reply) => CallEnd::Answered(reply),
             Err(why) => {
-                let repeats = self.repeats_request(&body, signed);
+                let repeats = self.repeats_request(&body, credentials, signed);
                 let shown = if repeats {
                     String::new()
                 } else {
@@ -508,12 +508,12 @@ impl Client {
     }
 
     /// Whether an answer holds what must not get into a log, or held it.
-    fn repeats_request(&self, body: &[u8], signed: &Signed<'_>) -> bool {
-        let Credentials { key, secret, .. } = &self.credentials;
+    fn repeats_request(&self, body: &[u8], credentials: &Credentials, signed: &Signed<'_>) -> bool {
+        let Credentials { key, secret, .. } = credentials;
         let body = String::from_utf8_lossy(body).to_ascii_lowercase();
         let short =
             [key.as_str(), secret.salt(), "sign=", CROSSED_OUT].map(str::to_ascii_lowercase);
-        let mut hidden = self.hidden(signed).into_iter().chain(short);
+        let mut hidden = self.hidden(credentials, signed).into_iter().chain(short);
         hidden.any(|text| body.contains(&text))
     }
 }

@@ -51,7 +51,7 @@ async fn the_service_manager_hears_how_the_worker_fares() {
         .set("NOTIFY_SOCKET", path.display())
         .set("WATCHDOG_USEC", 1_000_000);
     let amqp = scene.amqp().await;
-    amqp.declare_results().await;
+    let _results = amqp.results().await;
     let mut worker = scene.worker().await;
     heard.wait("READY=1", 1).await;
     heard.wait("STATUS=ready", 1).await;
