@@ -64,8 +64,10 @@ pub enum TracesError {
         /// What it says.
         found: String,
     },
-    /// The variables cannot be used.
-    #[error("the OTEL_ variables cannot be used: {0}")]
+    /// The variables cannot be used. The exporter's own words show them, and a password may be in one.
+    #[error(
+        "an OTEL_EXPORTER_OTLP_ variable cannot be read; expected an endpoint like http://collector:4318"
+    )]
     Exporter(#[from] ExporterBuildError),
     /// There can be no client.
     #[error("the HTTP client cannot be made: {0}")]

@@ -319,6 +319,16 @@ async fn a_protocol_that_is_not_spoken_is_said_and_the_worker_works() {
     let said = worker.logs(SOON, "no traces are exported").await;
     assert!(said.contains("OTEL_EXPORTER_OTLP_PROTOCOL") && said.contains("http/protobuf"));
     assert!(!worker.log().contains("pass-word"));
+    drop(worker);
+    let broken = stage.scene.setup.with("OTEL_EXPORTER_OTLP_PROTOCOL", "");
+    let broken = broken.set(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "http://me:pass-word@[broken/",
+    );
+    let worker = broken.start();
+    let said = worker.logs(SOON, "no traces are exported").await;
+    assert!(said.contains("http://collector:4318"), "{said}");
+    assert!(!worker.log().contains("pass-word"));
     let told = stage.told(&Command::orders(["QC1"]), 1).await;
     assert_eq!(told[0].outcome(), "cancelled");
 }
@@ -422,6 +432,23 @@ async fn each_command_and_each_call_has_a_line_by_which_an_order_is_found() {
     assert_eq!(call["http.response.status_code"], 200);
     let refused = calls.iter().find(|line| line["order_nos"] == "BAD");
     assert_eq!(refused.unwrap()["result"], "status 100: 不能为空");
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_nothing_up() {
+    let mut stage = Stage::new().await.set("RUST_LOG", "debug");
+    // A pipe takes 64 KiB, and then whoever writes to it waits.
+    let pipe = stage.scene.setup.dir().join("pipe").display().to_string();
+    let through = ["sh", "-c", r#"mkfifo "$0" && exec "$@" 2<>"$0""#, &pipe];
+    let mut worker = stage.scene.setup.start_through(&through, &["run"]);
+    worker.wait_ready(LATER).await;
+    let load = Load::new(&stage.scene.orders, "QC", 1000);
+    load.send(&stage.amqp).await;
+    load.is_told(&mut stage.results, LATER).await;
+    stage.scene.queue_is_empty().await;
+    assert_eq!(sum(&worker, "wdt_log_lines_dropped_total", &[]).await, 0.0);
+    // What is left is not written, and waited for no longer than for a moment.
+    assert_eq!(worker.terminate(SOON).await, 0);
 }
 
 #[tokio::test]
