@@ -5,22 +5,23 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::admin::history::History;
 use crate::admin::metrics::{Destinations, Metrics};
-use crate::admin::{Admin, Office, Snapshot};
+use crate::admin::{Admin, Office, Snapshot, health};
 use crate::broker;
 use crate::broker::link::Link;
-use crate::config::{Config, LedgerUrl};
+use crate::config::{Account, Config, LedgerUrl, Secret};
 use crate::gateway::client::{Client, Credentials, GatewayUrl, Http};
 use crate::gateway::sign::AppSecret;
 use crate::ledger::{Done, Ledger, Opened, postgres};
 use crate::letters::{self, Letters};
+use crate::notify::Manager;
 use crate::rules::delay::Delays;
-use crate::rules::desk::{AccountPolicy, Desk, Gap, Policy};
+use crate::rules::desk::{AccountPolicy, Adjustment, Desk, Gap, Policy};
 use crate::rules::next::Retry;
 use crate::rules::order::AccountName;
 use crate::rules::poison::Gate;
@@ -52,7 +53,8 @@ const PREFETCH_MIN: usize = 64;
 const PREFETCH_MAX: usize = 2000;
 
 /// Starts what a worker needs, runs it until `stop`, and takes it down. `seed` decides all chance,
-/// but for the ids of spans; `log` is where the process's log goes.
+/// but for the ids of spans; `log` is where the process's log goes; `reloads` are the settings that
+/// were read anew.
 ///
 /// # Errors
 /// When something it needs cannot be had: the ledger, the admin's address, the broker's leave.
@@ -62,6 +64,7 @@ pub async fn run(
     stop: watch::Receiver<u32>,
     drain: Duration,
     log: Option<Lines>,
+    reloads: Option<UnboundedReceiver<Config>>,
 ) -> anyhow::Result<Stopped> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let names: Vec<AccountName> = config.accounts.keys().cloned().collect();
@@ -106,6 +109,7 @@ pub async fn run(
     let ledger_timings = opened.ledger.timings().shown;
     let metrics = Arc::new(Metrics::new(destinations, ledger_timings));
     let (snapshot, snapshot_rx) = watch::channel(Snapshot::starting(Timestamp::now()));
+    tell_manager(snapshot_rx.clone(), stop.clone());
     let history = Arc::new(History::default());
     let (pause, pauses) = unbounded_channel();
     let (letters, clerk) = Letters::start(dead_settings(&config));
@@ -134,6 +138,11 @@ pub async fn run(
     })?;
     info!(address = %admin.address, ledger = %shown(&config), accounts = names.len(), "started");
 
+    let (adjustments_tx, adjustments) = unbounded_channel();
+    if let Some(reloads) = reloads {
+        let following = follow_settings(config.clone(), clients.clone(), reloads, adjustments_tx);
+        tokio::spawn(following);
+    }
     let (events_tx, events) = unbounded_channel();
     let worker = Worker {
         desk,
@@ -154,12 +163,39 @@ pub async fn run(
         exports: traces.as_ref().map(Traces::exports),
         journal: Journal::new(traces, &config.amqp.queue, rng.fork()),
         log,
+        adjustments,
         snapshot,
     };
     let stopped = worker.run(stop, drain).await;
     admin.stop();
     clerk.abort();
     stopped
+}
+
+/// Tells the service manager how the worker fares, until the worker ends. One that cannot be told is
+/// no reason not to work.
+fn tell_manager(snapshot: watch::Receiver<Snapshot>, stop: watch::Receiver<u32>) {
+    match Manager::from_env() {
+        Ok(None) => {}
+        Ok(Some(manager)) => {
+            tokio::spawn(async move { manager.follow(snapshot, stop, status).await });
+        }
+        Err(error) => warn!(%error, "the service manager (NOTIFY_SOCKET) cannot be told anything"),
+    }
+}
+
+/// How the worker fares, in a line.
+fn status(snapshot: &Snapshot) -> String {
+    let report = health::report(snapshot);
+    let failing = report
+        .checks
+        .iter()
+        .find(|check| check.state == health::State::Failing);
+    match failing {
+        None => "ready".to_owned(),
+        Some(check) if report.ready => format!("ready, but {}: {}", check.name, check.cause),
+        Some(check) => format!("not ready: {}: {}", check.name, check.cause),
+    }
 }
 
 /// What sends spans, where somebody wants them. A collector is no reason not to work.
@@ -227,7 +263,139 @@ fn account_policies(config: &Config) -> Vec<AccountPolicy> {
         .collect()
 }
 
-fn clients(config: &Config) -> anyhow::Result<Vec<Arc<Client>>> {
+/// Makes the settings that were read anew hold, as far as they may change while the worker works, and
+/// tells which wait for a restart.
+async fn follow_settings(
+    mut known: Config,
+    clients: Vec<Arc<Client>>,
+    mut reloads: UnboundedReceiver<Config>,
+    adjustments: UnboundedSender<Adjustment>,
+) {
+    while let Some(wanted) = reloads.recv().await {
+        let (applied, waiting) = take_over(&mut known, &wanted);
+        for (account, client) in known.accounts.values().zip(&clients) {
+            match (credentials(account), previous_credentials(account)) {
+                (Ok(credentials), Ok(previous)) => client.renew(credentials, previous),
+                // The settings were checked; should both disagree, what holds stays.
+                (Err(error), _) | (_, Err(error)) => {
+                    error!(%error, "an account's credentials cannot be used");
+                }
+            }
+        }
+        let adjustment = Adjustment {
+            max_attempts: known.retry.max_attempts,
+            max_age: known.retry.max_age,
+            accounts: account_policies(&known),
+        };
+        if adjustments.send(adjustment).is_err() {
+            return;
+        }
+        info!(
+            applied = applied.join(", "),
+            needs_restart = waiting.join(", "),
+            "the settings were reloaded"
+        );
+    }
+}
+
+/// Changes what may change, and names it; then what differs and may not.
+fn take_over(known: &mut Config, wanted: &Config) -> (Vec<String>, Vec<String>) {
+    let (mut applied, mut waiting) = (Vec::new(), Vec::new());
+    if known.retry != wanted.retry {
+        known.retry = wanted.retry.clone();
+        applied.push("retry".to_owned());
+    }
+    let is_shared = matches!(known.ledger.url, LedgerUrl::Postgres(_));
+    for (name, account) in &mut known.accounts {
+        let Some(now) = wanted.accounts.get(name) else {
+            waiting.push(format!("accounts.{name} (removed)"));
+            continue;
+        };
+        let secrets = |a: &Account| {
+            let (sid, previous) = (a.sid.clone(), a.previous.clone());
+            (
+                sid,
+                a.key.clone(),
+                a.secret.clone(),
+                a.salt.clone(),
+                previous,
+            )
+        };
+        if secrets(account) != secrets(now) {
+            (
+                account.sid,
+                account.key,
+                account.secret,
+                account.salt,
+                account.previous,
+            ) = secrets(now);
+            applied.push(format!("accounts.{name} (credentials)"));
+        }
+        if account.max_orders_per_call != now.max_orders_per_call {
+            account.max_orders_per_call = now.max_orders_per_call;
+            applied.push(format!("accounts.{name}.max_orders_per_call"));
+        }
+        let pace = |a: &Account| (a.calls_per_minute, a.concurrency);
+        if pace(account) != pace(now) {
+            let what = format!("accounts.{name}.calls_per_minute and .concurrency");
+            // There the minute is shared out by the ledger, by what its workers started with.
+            if is_shared {
+                waiting.push(what);
+            } else {
+                (account.calls_per_minute, account.concurrency) = pace(now);
+                applied.push(what);
+            }
+        }
+        if account.url != now.url {
+            waiting.push(format!("accounts.{name}.url"));
+        }
+    }
+    let is_new = |name: &&AccountName| !known.accounts.contains_key(*name);
+    let new = wanted.accounts.keys().filter(is_new);
+    waiting.extend(new.map(|name| format!("accounts.{name} (new)")));
+    for (section, differs) in [
+        ("amqp", known.amqp != wanted.amqp),
+        ("api", known.api != wanted.api),
+        ("ledger", known.ledger != wanted.ledger),
+        ("admin", known.admin != wanted.admin),
+        ("log", known.log != wanted.log),
+    ] {
+        if differs {
+            waiting.push(section.to_owned());
+        }
+    }
+    (applied, waiting)
+}
+
+fn credentials(account: &Account) -> anyhow::Result<Credentials> {
+    pair(&account.sid, &account.key, &account.secret, &account.salt)
+}
+
+fn previous_credentials(account: &Account) -> anyhow::Result<Option<Credentials>> {
+    let previous = account.previous.as_ref();
+    previous
+        .map(|p| pair(&account.sid, &p.key, &p.secret, &p.salt))
+        .transpose()
+}
+
+fn pair(
+    sid: &str,
+    key: &Secret<String>,
+    secret: &Secret<String>,
+    salt: &Secret<String>,
+) -> anyhow::Result<Credentials> {
+    Ok(Credentials {
+        sid: sid.to_owned(),
+        key: key.expose().clone(),
+        secret: AppSecret::parse(&format!("{}:{}", secret.expose(), salt.expose()))?,
+    })
+}
+
+/// A client for each account, in the settings' order.
+///
+/// # Errors
+/// When an address or a secret cannot be used, or the HTTP client not be made.
+pub fn clients(config: &Config) -> anyhow::Result<Vec<Arc<Client>>> {
     let urls = config
         .accounts
         .iter()
@@ -241,14 +409,12 @@ fn clients(config: &Config) -> anyhow::Result<Vec<Arc<Client>>> {
         .iter()
         .zip(urls)
         .map(|((name, account), url)| {
-            let secret = format!("{}:{}", account.secret.expose(), account.salt.expose());
-            let credentials = Credentials {
-                sid: account.sid.clone(),
-                key: account.key.expose().clone(),
-                secret: AppSecret::parse(&secret)
-                    .with_context(|| format!("accounts.{name}.secret"))?,
-            };
-            Ok(Arc::new(Client::new(http.clone(), url, credentials)))
+            let what = || format!("accounts.{name}.secret");
+            let client = Client::new(http.clone(), url, credentials(account).with_context(what)?);
+            if let Some(previous) = previous_credentials(account).with_context(what)? {
+                client.renew(credentials(account).with_context(what)?, Some(previous));
+            }
+            Ok(Arc::new(client))
         })
         .collect()
 }
@@ -266,7 +432,8 @@ fn dead_settings(config: &Config) -> letters::Settings {
     }
 }
 
-fn broker_settings(config: &Config) -> broker::Settings {
+/// What the broker's side needs of the settings.
+pub fn broker_settings(config: &Config) -> broker::Settings {
     broker::Settings {
         urls: config
             .amqp

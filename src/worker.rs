@@ -27,7 +27,9 @@ use crate::gateway::sign;
 use crate::gateway::wire::ServerTime;
 use crate::ledger::{self, Done, Leave, Ledger, Sent};
 use crate::rules::admit::{self, House};
-use crate::rules::desk::{Action, CallId, Desk, Fate, Intake, LaneId, Note, Telling, Ticket};
+use crate::rules::desk::{
+    Action, Adjustment, CallId, Desk, Fate, Intake, LaneId, Note, Telling, Ticket,
+};
 use crate::rules::judge::{CallEnd, CancelLists, FoundOrder};
 use crate::rules::lane::{Health, Method, Paused, Turn};
 use crate::rules::order::{AccountName, CommandId, OrderNo, Outcome};
@@ -151,6 +153,8 @@ pub struct Worker {
     pub log: Option<Lines>,
     /// What becomes of spans, where there are any.
     pub exports: Option<Arc<Exports>>,
+    /// Settings that were read anew.
+    pub adjustments: UnboundedReceiver<Adjustment>,
     /// For the admin listener.
     pub snapshot: watch::Sender<Snapshot>,
 }
@@ -227,6 +231,9 @@ impl Worker {
                 _ = sweep.tick() => {
                     self.sweep(&mut running);
                     self.publish_snapshot(&mut running);
+                }
+                Some(adjustment) = self.adjustments.recv() => {
+                    self.desk.adjust(self.clock.now().mono, &adjustment);
                 }
                 Ok(()) = stop.changed() => {
                     if *stop.borrow() >= 2 && !self.desk.is_idle() {

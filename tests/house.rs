@@ -5,13 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A module, and what it may import from the crate.
-const HOUSE: [(&str, &[&str]); 10] = [
+const HOUSE: [(&str, &[&str]); 12] = [
     ("rules", &["rules"]),
     ("broker", &["broker", "rules"]),
     ("gateway", &["gateway", "rules"]),
     ("ledger", &["ledger", "rules"]),
     ("admin", &["admin", "rules"]),
     ("config", &["config", "rules"]),
+    ("notify", &[]),
     ("telemetry", &["config", "rules", "telemetry"]),
     ("letters", &["admin", "broker", "rules"]),
     (
@@ -27,6 +28,7 @@ const HOUSE: [(&str, &[&str]); 10] = [
             "gateway",
             "ledger",
             "letters",
+            "notify",
             "rules",
             "telemetry",
             "worker",

@@ -384,7 +384,7 @@ impl Supervisor {
     }
 }
 
-fn node(url: &AMQPUri) -> String {
+pub(super) fn node(url: &AMQPUri) -> String {
     let AMQPAuthority { host, port, .. } = &url.authority;
     format!("{host}:{port}")
 }

@@ -6,8 +6,10 @@
 //! wrong ends the whole session, and a new one is made ([`link`]).
 
 pub mod answer;
+pub mod bindings;
 pub mod dead;
 mod held;
+pub mod inspect;
 pub mod intake;
 mod letter;
 pub mod link;

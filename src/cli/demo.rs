@@ -145,7 +145,14 @@ impl Demo {
         let config = settings(broker, &name, &gateway.url(), &folder)?;
         let amqp = config.amqp.clone();
         let (stop, stopped) = watch::channel(0);
-        let worker = tokio::spawn(app::run(config, fastrand::u64(..), stopped, DRAIN, None));
+        let worker = tokio::spawn(app::run(
+            config,
+            fastrand::u64(..),
+            stopped,
+            DRAIN,
+            None,
+            None,
+        ));
         let channel = connection.create_channel().await?;
         let demo = Self {
             amqp,

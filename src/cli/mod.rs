@@ -4,8 +4,10 @@ pub mod bind;
 pub mod config;
 pub mod dead;
 pub mod demo;
+pub mod doctor;
 pub mod ledger;
 pub mod pause;
+mod reload;
 pub mod run;
 pub mod sandbox;
 pub mod send;
@@ -38,6 +40,8 @@ struct Cli {
 enum Command {
     /// Runs the worker.
     Run(run::Args),
+    /// Looks whether all that a worker needs is there, and says what would mend what is not.
+    Doctor(doctor::Args),
     /// Sends a cancel command and shows its results as they come.
     Send(send::Args),
     /// Creates a durable queue and binds it to the results' exchange.
@@ -136,7 +140,8 @@ fn code(exit: Exit) -> ExitCode {
 async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     let file = cli.config.as_deref();
     match cli.command {
-        Command::Run(args) => run::run(args, load(file)?.config).await,
+        Command::Run(args) => run::run(args, load(file)?.config, file).await,
+        Command::Doctor(args) => doctor::run(args, load(file)).await,
         Command::Send(args) => send::run(args, broker(file)?).await,
         Command::Bind(args) => bind::run(args, broker(file)?).await,
         Command::Dead(args) => dead::run(args, broker(file)?).await,

@@ -1,12 +1,13 @@
 //! `run`: the worker.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::Exit;
+use super::{Exit, reload};
 use crate::config::Config;
 use crate::worker::Stopped;
 use crate::{app, telemetry};
@@ -23,17 +24,18 @@ pub struct Args {
 ///
 /// # Errors
 /// When it cannot start or run.
-pub async fn run(args: Args, config: Config) -> anyhow::Result<Exit> {
+pub async fn run(args: Args, config: Config, file: Option<&Path>) -> anyhow::Result<Exit> {
     let format = config
         .log
         .format
         .unwrap_or_else(telemetry::format_by_terminal);
     let log = telemetry::init(format)?;
     let stop = signals()?;
+    let reloads = reload::on_hangup(file)?;
     let seed = fastrand::u64(..);
     let lines = Some(log.lines());
     Ok(
-        match app::run(config, seed, stop, args.drain, lines).await? {
+        match app::run(config, seed, stop, args.drain, lines, Some(reloads)).await? {
             Stopped::Drained => {
                 info!("stopped: what was in flight is finished, the rest is back in the queue");
                 Exit::Done

@@ -9,7 +9,7 @@ use super::known::{Shown, shown, variable_of};
 use super::secret::{Secret, mask_url};
 use super::source::{Found, Given, Origin, Sources, read_secret};
 use super::value::{Value, boolean, duration, filled, integer};
-use super::{Account, Admin, Amqp, Api, Config, Ledger, Log, Retry, Setting};
+use super::{Account, Admin, Amqp, Api, Config, Ledger, Log, Previous, Retry, Setting};
 use crate::rules::order::AccountName;
 use reqwest::Url;
 use std::collections::BTreeMap;
@@ -152,6 +152,8 @@ impl Reader {
         let sid = self.required(&of("sid"), filled);
         let key = self.required(&of("key"), filled);
         let secret = self.required(&of("secret"), secret_and_salt);
+        let previous_key = self.optional(&of("previous_key"), filled);
+        let previous_secret = self.optional(&of("previous_secret"), secret_and_salt);
         let url = self.or_shared(&of("url"), "api.url", shared.url.clone(), gateway_url);
         let calls_per_minute = self.or_shared(
             &of("calls_per_minute"),
@@ -171,13 +173,26 @@ impl Reader {
             shared.max_orders_per_call,
             orders_per_call,
         );
-        let (secret, salt) = secret?;
+        let (key, (secret, salt)) = (key?, secret?);
+        // One of the two may be all that changes.
+        let previous = match (previous_key?, previous_secret?) {
+            (None, None) => None,
+            (previous_key, previous_secret) => {
+                let (secret, salt) = previous_secret.unwrap_or((secret.clone(), salt.clone()));
+                Some(Previous {
+                    key: Secret::new(previous_key.unwrap_or_else(|| key.clone())),
+                    secret: Secret::new(secret),
+                    salt: Secret::new(salt),
+                })
+            }
+        };
         Some(Account {
             url: url?,
             sid: sid?,
-            key: Secret::new(key?),
+            key: Secret::new(key),
             secret: Secret::new(secret),
             salt: Secret::new(salt),
+            previous,
             calls_per_minute: calls_per_minute?,
             concurrency: concurrency?,
             max_orders_per_call: max_orders_per_call?,

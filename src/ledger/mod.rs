@@ -12,6 +12,7 @@
 //! damaged, or whose file is gone, is not asked again: what it would say is worth nothing.
 
 pub mod copy;
+pub mod inspect;
 mod keys;
 mod open;
 pub mod pauses;

@@ -226,6 +226,12 @@ impl Lane {
         }
     }
 
+    /// Other bounds from now on.
+    pub fn adjust(&mut self, now: Mono, per_minute: u32, concurrency: u32, max_orders: u32) {
+        self.pace.adjust(now, per_minute, concurrency);
+        self.max_orders_per_call = max_orders.max(1) as usize;
+    }
+
     /// Calls made by an earlier run still count against the minute.
     pub fn remember_call(&mut self, now: Mono, ago: Duration) {
         self.pace.remember(now, ago);

@@ -108,6 +108,34 @@ async fn unhurried(client: &Object) -> Result<schema::Found, DbError> {
     schema::migrate(client).await
 }
 
+/// Its schema, 0 where it has no tables yet, and how many workers have a lease. Changes nothing, and
+/// reads no large table.
+///
+/// # Errors
+/// When the database cannot be used, or its tables are a later version's.
+pub async fn look(url: &str) -> Result<(i32, i64), OpenError> {
+    let db = Db::new(url)?;
+    let found = db.step(schema::find).await?;
+    if !found.is_known() {
+        let (found, oldest) = (found.version, found.oldest);
+        return Err(OpenError::Newer { found, oldest });
+    }
+    match found.version {
+        0 => Ok((0, 0)),
+        version => Ok((version, db.step(workers).await?)),
+    }
+}
+
+async fn workers(client: &Object) -> Result<i64, DbError> {
+    let row = client
+        .query_one(
+            "SELECT count(*) FROM wdt.workers WHERE lease_until > clock_timestamp()",
+            &[],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
 /// Counts what is in it.
 ///
 /// # Errors

@@ -68,6 +68,17 @@ pub struct Policy {
     pub gather: Duration,
 }
 
+/// What may be set otherwise while the desk is at work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adjustment {
+    /// `retry.max_attempts`.
+    pub max_attempts: u32,
+    /// `retry.max_age`.
+    pub max_age: Duration,
+    /// The accounts; one that the desk does not know is passed over.
+    pub accounts: Vec<AccountPolicy>,
+}
+
 /// One account, as the desk needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccountPolicy {
@@ -194,6 +205,27 @@ impl Desk {
             last_number: 0,
             actions: Vec::new(),
             draining: false,
+        }
+    }
+
+    /// Other settings from now on, for what is in hand, too.
+    pub fn adjust(&mut self, now: Mono, adjustment: &Adjustment) {
+        let Adjustment {
+            max_attempts,
+            max_age,
+            accounts,
+        } = adjustment;
+        self.policy.retry.max_attempts = *max_attempts;
+        self.policy.max_age = *max_age;
+        for account in accounts {
+            if let Some(lane) = self.lane_ids.get(&account.name) {
+                self.lanes[lane.0].adjust(
+                    now,
+                    account.calls_per_minute,
+                    account.concurrency,
+                    account.max_orders_per_call,
+                );
+            }
         }
     }
 
