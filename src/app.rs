@@ -14,16 +14,17 @@ use crate::admin::{Admin, Snapshot};
 use crate::broker;
 use crate::broker::link::Link;
 use crate::config::{Config, LedgerUrl};
-use crate::gateway::client::{Client, Credentials, GatewayUrl, Http};
+use crate::gateway::client::{Client, Credentials, GatewayUrl, Http, Reader};
 use crate::gateway::sign::AppSecret;
 use crate::ledger::{Done, Ledger, Opened, postgres};
 use crate::rules::delay::Delays;
 use crate::rules::desk::{AccountPolicy, Desk, Gap, Policy};
+use crate::rules::dry_run::Mode;
 use crate::rules::next::Retry;
 use crate::rules::order::AccountName;
 use crate::rules::poison::Gate;
 use crate::rules::time::later;
-use crate::worker::{Clock, Rules, Stopped, Worker};
+use crate::worker::{Clients, Clock, Rules, Stopped, Worker};
 
 /// Between tries of one order: a busy document is free again after seconds, a broken one is not
 /// hammered.
@@ -46,24 +47,30 @@ const PREFETCH_PER_CALL_PLACE: usize = 25;
 const PREFETCH_MIN: usize = 64;
 const PREFETCH_MAX: usize = 2000;
 
-/// Starts what a worker needs, runs it until `stop`, and takes it down. `seed` decides all chance.
+/// Starts what a worker needs, runs it until `stop`, and takes it down. `seed` decides all chance. Of
+/// a dry run, `config` is what [`Config::for_dry_run`] makes of the settings.
 ///
 /// # Errors
 /// When something it needs cannot be had: the ledger, the admin's address, the broker's leave.
 pub async fn run(
     config: Config,
+    mode: Mode,
     seed: u64,
     stop: watch::Receiver<u32>,
     drain: Duration,
 ) -> anyhow::Result<Stopped> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let names: Vec<AccountName> = config.accounts.keys().cloned().collect();
-    let clients = clients(&config)?;
+    let clients = clients(&config, mode)?;
 
     let (done_tx, done) = unbounded_channel();
-    let opened = open_ledger(&config, done_tx).await?;
+    let opened = open_ledger(&config, mode, done_tx).await?;
     let clock = Clock::start();
-    let mut desk = Desk::new(policy(&config), &account_policies(&config), rng.fork());
+    let (policy, accounts) = (policy(&config), account_policies(&config));
+    let mut desk = match mode {
+        Mode::Live => Desk::new(policy, &accounts, rng.fork()),
+        Mode::DryRun => Desk::for_dry_run(policy, &accounts, rng.fork()),
+    };
     for (lane, ago) in opened.recent_calls {
         desk.remember_call(lane, clock.now().mono, ago);
     }
@@ -86,7 +93,10 @@ pub async fn run(
     }
 
     let metrics = Arc::new(Metrics::new());
-    let (snapshot, snapshot_rx) = watch::channel(Snapshot::starting(Timestamp::now()));
+    let (snapshot, snapshot_rx) = watch::channel(Snapshot {
+        mode,
+        ..Snapshot::starting(Timestamp::now())
+    });
     let admin = Admin::start(config.admin.listen, snapshot_rx, Arc::clone(&metrics))
         .await
         .with_context(|| {
@@ -96,6 +106,13 @@ pub async fn run(
             )
         })?;
     info!(address = %admin.address, ledger = %shown(&config), accounts = names.len(), "started");
+    if mode.is_dry_run() {
+        warn!(
+            queue = config.amqp.queue,
+            routing_key = "dry-run.#",
+            "a dry run: no order is cancelled; each is looked up, and told what would become of it"
+        );
+    }
 
     let (events_tx, events) = unbounded_channel();
     let worker = Worker {
@@ -108,7 +125,7 @@ pub async fn run(
         clients,
         ledger: opened.ledger,
         done,
-        link: Link::start(broker_settings(&config), events_tx, rng.fork()),
+        link: Link::start(broker_settings(&config, mode), events_tx, rng.fork()),
         events,
         clock,
         metrics,
@@ -119,12 +136,16 @@ pub async fn run(
     stopped
 }
 
-async fn open_ledger(config: &Config, done: UnboundedSender<Done>) -> anyhow::Result<Opened> {
+async fn open_ledger(
+    config: &Config,
+    mode: Mode,
+    done: UnboundedSender<Done>,
+) -> anyhow::Result<Opened> {
     let retention = config.ledger.retention;
     Ok(match &config.ledger.url {
         LedgerUrl::Path(path) => {
             let names = config.accounts.keys().cloned().collect();
-            Ledger::open(path, names, retention, done)?
+            Ledger::open_for(mode, path, names, retention, done)?
         }
         LedgerUrl::Postgres(url) => {
             let settings = postgres::Settings {
@@ -133,7 +154,7 @@ async fn open_ledger(config: &Config, done: UnboundedSender<Done>) -> anyhow::Re
                 timeout: config.api.timeout,
                 retention,
             };
-            postgres::open(settings, done).await?
+            postgres::open_for(mode, settings, done).await?
         }
     })
 }
@@ -173,7 +194,7 @@ fn account_policies(config: &Config) -> Vec<AccountPolicy> {
         .collect()
 }
 
-fn clients(config: &Config) -> anyhow::Result<Vec<Arc<Client>>> {
+fn clients(config: &Config, mode: Mode) -> anyhow::Result<Clients> {
     let urls = config
         .accounts
         .iter()
@@ -182,10 +203,8 @@ fn clients(config: &Config) -> anyhow::Result<Vec<Arc<Client>>> {
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
     let http = Http::new(config.api.timeout, &urls).context("the HTTP client cannot be made")?;
-    config
-        .accounts
-        .iter()
-        .zip(urls)
+    let accounts = config.accounts.iter().zip(urls);
+    let credentials = accounts
         .map(|((name, account), url)| {
             let secret = format!("{}:{}", account.secret.expose(), account.salt.expose());
             let credentials = Credentials {
@@ -194,12 +213,25 @@ fn clients(config: &Config) -> anyhow::Result<Vec<Arc<Client>>> {
                 secret: AppSecret::parse(&secret)
                     .with_context(|| format!("accounts.{name}.secret"))?,
             };
-            Ok(Arc::new(Client::new(http.clone(), url, credentials)))
+            Ok((http.clone(), url, credentials))
         })
-        .collect()
+        .collect::<anyhow::Result<Vec<_>>>()?
+        .into_iter();
+    Ok(match mode {
+        Mode::Live => Clients::Live(
+            credentials
+                .map(|(http, url, credentials)| Arc::new(Client::new(http, url, credentials)))
+                .collect(),
+        ),
+        Mode::DryRun => Clients::DryRun(
+            credentials
+                .map(|(http, url, credentials)| Arc::new(Reader::new(http, url, credentials)))
+                .collect(),
+        ),
+    })
 }
 
-fn broker_settings(config: &Config) -> broker::Settings {
+fn broker_settings(config: &Config, mode: Mode) -> broker::Settings {
     broker::Settings {
         urls: config
             .amqp
@@ -212,6 +244,7 @@ fn broker_settings(config: &Config) -> broker::Settings {
         dead_queue: config.amqp.dead_queue.clone(),
         declare: config.amqp.declare,
         prefetch: prefetch(config),
+        mode,
         accounts: config.accounts.keys().cloned().collect(),
     }
 }

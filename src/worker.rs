@@ -21,11 +21,12 @@ use crate::admin::{self, Snapshot, Trouble};
 use crate::broker::answer::{Publication, Settlement};
 use crate::broker::link::{Link, LinkState};
 use crate::broker::{BrokerEvent, Delivered};
-use crate::gateway::client::{Client, Ended};
+use crate::gateway::client::{Client, Ended, Reader};
 use crate::gateway::wire::ServerTime;
 use crate::ledger::{self, Done, Leave, Ledger, Sent};
 use crate::rules::admit::{self, House};
 use crate::rules::desk::{Action, CallId, Desk, Fate, Intake, LaneId, Note, Telling, Ticket};
+use crate::rules::dry_run::Mode;
 use crate::rules::judge::{CallEnd, CancelLists, FoundOrder};
 use crate::rules::lane::{Method, Turn};
 use crate::rules::order::{AccountName, CommandId, OrderNo, Outcome};
@@ -114,6 +115,44 @@ pub enum Stopped {
     },
 }
 
+/// The accounts at their gateways, one for each lane. In a dry run there is none that could cancel.
+pub enum Clients {
+    /// They may be told to cancel.
+    Live(Vec<Arc<Client>>),
+    /// They may be asked.
+    DryRun(Vec<Arc<Reader>>),
+}
+
+impl Clients {
+    fn mode(&self) -> Mode {
+        match self {
+            Self::Live(_) => Mode::Live,
+            Self::DryRun(_) => Mode::DryRun,
+        }
+    }
+
+    fn canceller(&self, lane: LaneId) -> Option<Arc<Client>> {
+        match self {
+            Self::Live(clients) => Some(Arc::clone(&clients[lane.0])),
+            Self::DryRun(_) => None,
+        }
+    }
+
+    fn reader(&self, lane: LaneId) -> Arc<Reader> {
+        match self {
+            Self::Live(clients) => clients[lane.0].reader(),
+            Self::DryRun(readers) => Arc::clone(&readers[lane.0]),
+        }
+    }
+
+    fn clock_offsets(&self) -> Vec<Option<i64>> {
+        match self {
+            Self::Live(clients) => clients.iter().map(|c| c.clock_offset_seconds()).collect(),
+            Self::DryRun(readers) => readers.iter().map(|r| r.clock_offset_seconds()).collect(),
+        }
+    }
+}
+
 /// Everything the loop joins.
 pub struct Worker {
     /// Decides.
@@ -123,7 +162,7 @@ pub struct Worker {
     /// What the settings say of commands.
     pub rules: Rules,
     /// One for each lane.
-    pub clients: Vec<Arc<Client>>,
+    pub clients: Clients,
     /// Makes durable.
     pub ledger: Ledger,
     /// What has become durable.
@@ -438,7 +477,11 @@ impl Worker {
             self.ledger.call_ended(leave);
             return self.desk.not_sent(call, &[]);
         }
-        let client = Arc::clone(&self.clients[lane.0]);
+        let Some(client) = self.clients.canceller(lane) else {
+            error!("a dry run was to cancel orders, and does not");
+            self.ledger.call_ended(leave);
+            return self.desk.not_sent(call, &[]);
+        };
         running.calls.spawn(async move {
             fail_point!("call");
             let ended = client.cancel(&orders).await;
@@ -458,7 +501,7 @@ impl Worker {
         }
         match asked {
             Asked::LookUp(lane, order_no) => {
-                let client = Arc::clone(&self.clients[lane.0]);
+                let client = self.clients.reader(lane);
                 running.calls.spawn(async move {
                     fail_point!("look-up");
                     let ended = client.look_up(&order_no).await;
@@ -467,7 +510,7 @@ impl Worker {
                 });
             }
             Asked::Probe(lane) => {
-                let client = Arc::clone(&self.clients[lane.0]);
+                let client = self.clients.reader(lane);
                 running.calls.spawn(async move {
                     let ended = client.now().await;
                     (Answer::Probe(lane, call, ended), leave)
@@ -658,7 +701,12 @@ impl Worker {
                         } else {
                             "no queue is bound"
                         },
-                        "results cannot be delivered; their commands stay unacknowledged. Bind a queue with: wdt-cancel-worker bind QUEUE"
+                        remedy = if self.clients.mode().is_dry_run() {
+                            "wdt-cancel-worker bind --key 'dry-run.#' QUEUE"
+                        } else {
+                            "wdt-cancel-worker bind QUEUE"
+                        },
+                        "results cannot be delivered; their commands stay unacknowledged"
                     );
                 }
             }
@@ -697,12 +745,9 @@ impl Worker {
             undeliverable_since: running.unroutable_since,
             ledger,
             accounts: self.desk.reports(now.mono),
-            clock_offsets: self
-                .clients
-                .iter()
-                .map(|c| c.clock_offset_seconds())
-                .collect(),
+            clock_offsets: self.clients.clock_offsets(),
             load,
+            mode: self.clients.mode(),
         });
     }
 }

@@ -64,6 +64,9 @@ impl Check {
 pub struct Report {
     /// Commands are consumed and can be answered.
     pub ready: bool,
+    /// Nothing is cancelled, only looked up; absent otherwise.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
     /// Each check, in a fixed sequence.
     pub checks: Vec<Check>,
 }
@@ -83,6 +86,7 @@ pub fn report(snapshot: &Snapshot) -> Report {
     checks.extend(accounts);
     Report {
         ready: all_work && one_is_callable,
+        dry_run: snapshot.mode.is_dry_run(),
         checks,
     }
 }
@@ -143,7 +147,11 @@ fn results(snapshot: &Snapshot) -> Check {
                 "{} results find no queue or a full one",
                 snapshot.load.untold
             ),
-            "bind a queue to the results' exchange, for example: wdt-cancel-worker bind QUEUE",
+            if snapshot.mode.is_dry_run() {
+                "bind a queue to the results' exchange, for example: wdt-cancel-worker bind --key 'dry-run.#' QUEUE"
+            } else {
+                "bind a queue to the results' exchange, for example: wdt-cancel-worker bind QUEUE"
+            },
         ),
     }
 }

@@ -22,6 +22,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::rules::desk::{Intake, Load};
+use crate::rules::dry_run::Mode;
 use crate::rules::lane::LaneReport;
 use crate::rules::time::Now;
 use metrics::Metrics;
@@ -93,6 +94,8 @@ pub struct Snapshot {
     pub clock_offsets: Vec<Option<i64>>,
     /// What is in hand.
     pub load: Load,
+    /// Nothing is cancelled, only looked up.
+    pub mode: Mode,
 }
 
 impl Snapshot {
@@ -110,6 +113,7 @@ impl Snapshot {
             accounts: Vec::new(),
             clock_offsets: Vec::new(),
             load: Load::default(),
+            mode: Mode::Live,
         }
     }
 }

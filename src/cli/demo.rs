@@ -27,6 +27,7 @@ use crate::broker::link;
 use crate::config::{Amqp, BrokerConfig, Config, LogFormat, Secret};
 use crate::gateway::sandbox::{Account, Options, Running, Sandbox};
 use crate::gateway::sign::AppSecret;
+use crate::rules::dry_run::Mode;
 use crate::telemetry;
 use crate::worker::Stopped;
 
@@ -144,7 +145,13 @@ impl Demo {
         let config = settings(broker, &name, &gateway.url(), &folder)?;
         let amqp = config.amqp.clone();
         let (stop, stopped) = watch::channel(0);
-        let worker = tokio::spawn(app::run(config, fastrand::u64(..), stopped, DRAIN));
+        let worker = tokio::spawn(app::run(
+            config,
+            Mode::Live,
+            fastrand::u64(..),
+            stopped,
+            DRAIN,
+        ));
         let channel = connection.create_channel().await?;
         let demo = Self {
             amqp,

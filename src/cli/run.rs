@@ -8,6 +8,7 @@ use tracing::{info, warn};
 
 use super::Exit;
 use crate::config::Config;
+use crate::rules::dry_run::Mode;
 use crate::worker::Stopped;
 use crate::{app, telemetry};
 
@@ -17,6 +18,11 @@ pub struct Args {
     /// After SIGTERM or Ctrl-C, finish what is in flight within this time.
     #[arg(long, value_name = "TIME", default_value = "25s", value_parser = super::time)]
     drain: Duration,
+    /// Cancel nothing: look each order up and tell what would become of it, to be tried beside a live
+    /// worker. Commands come from `amqp.queue` with `.dry-run` behind its name, and events have routing
+    /// keys that begin with `dry-run.`; the dead-letter queue and the ledger are the dry run's own.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// Runs the worker until it is told to stop.
@@ -30,21 +36,28 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<Exit> {
         .unwrap_or_else(telemetry::format_by_terminal);
     telemetry::init(format)?;
     let stop = signals()?;
+    let (mode, config) = if args.dry_run {
+        (Mode::DryRun, config.for_dry_run()?)
+    } else {
+        (Mode::Live, config)
+    };
     let seed = fastrand::u64(..);
-    Ok(match app::run(config, seed, stop, args.drain).await? {
-        Stopped::Drained => {
-            info!("stopped: what was in flight is finished, the rest is back in the queue");
-            Exit::Done
-        }
-        Stopped::Left { calls, commands } => {
-            warn!(
-                calls,
-                commands,
-                "stopped before everything was finished; the broker gives these commands out again, and orders in a call are looked up before they are sent again"
-            );
-            Exit::Left
-        }
-    })
+    Ok(
+        match app::run(config, mode, seed, stop, args.drain).await? {
+            Stopped::Drained => {
+                info!("stopped: what was in flight is finished, the rest is back in the queue");
+                Exit::Done
+            }
+            Stopped::Left { calls, commands } => {
+                warn!(
+                    calls,
+                    commands,
+                    "stopped before everything was finished; the broker gives these commands out again, and orders in a call are looked up before they are sent again"
+                );
+                Exit::Left
+            }
+        },
+    )
 }
 
 /// Counts SIGTERM and Ctrl-C.
