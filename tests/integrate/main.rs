@@ -1,4 +1,4 @@
-//! For those who send to the worker and read from it: a dry run cancels nothing.
+//! For those who send to the worker and read from it: the examples run, and a dry run cancels nothing.
 #![allow(
     clippy::unwrap_used,
     reason = "a test fails by panicking, its helpers too"
@@ -8,3 +8,4 @@
 mod support;
 
 mod dry_run;
+mod examples;
