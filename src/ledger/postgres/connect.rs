@@ -34,11 +34,13 @@ pub(super) const STEP: Duration = Duration::from_secs(10);
 /// keep others waiting. Whoever asks for less than a flushed commit does not get it.
 ///
 /// Every statement of the worker's looks rows up by their keys, so it is always planned like that:
-/// by its estimates the database would read whole tables while these are new, and keep the plan.
+/// by its estimates the database would read whole tables while these are new, and keep the plan. And
+/// none of them is worth being compiled.
 const SESSION: &str = "
 SET statement_timeout = '9s';
 SET lock_timeout = '5s';
 SET idle_in_transaction_session_timeout = '5s';
+SET jit = off;
 SET plan_cache_mode = force_generic_plan;
 SET enable_seqscan = off;
 SET enable_hashjoin = off;
