@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::admin::metrics::Metrics;
+use crate::admin::metrics::{Destinations, Metrics};
 use crate::admin::{Admin, Snapshot};
 use crate::broker;
 use crate::broker::link::Link;
@@ -24,6 +24,9 @@ use crate::rules::next::Retry;
 use crate::rules::order::AccountName;
 use crate::rules::poison::Gate;
 use crate::rules::time::later;
+use crate::telemetry::journal::Journal;
+use crate::telemetry::traces::Traces;
+use crate::telemetry::writer::Lines;
 use crate::worker::{Clients, Clock, Rules, Stopped, Worker};
 
 /// Between tries of one order: a busy document is free again after seconds, a broken one is not
@@ -47,8 +50,9 @@ const PREFETCH_PER_CALL_PLACE: usize = 25;
 const PREFETCH_MIN: usize = 64;
 const PREFETCH_MAX: usize = 2000;
 
-/// Starts what a worker needs, runs it until `stop`, and takes it down. `seed` decides all chance. Of
-/// a dry run, `config` is what [`Config::for_dry_run`] makes of the settings.
+/// Starts what a worker needs, runs it until `stop`, and takes it down. `seed` decides all chance,
+/// but for the ids of spans; `log` is where the process's log goes. Of a dry run, `config` is what
+/// [`Config::for_dry_run`] makes of the settings.
 ///
 /// # Errors
 /// When something it needs cannot be had: the ledger, the admin's address, the broker's leave.
@@ -58,6 +62,7 @@ pub async fn run(
     seed: u64,
     stop: watch::Receiver<u32>,
     drain: Duration,
+    log: Option<Lines>,
 ) -> anyhow::Result<Stopped> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let names: Vec<AccountName> = config.accounts.keys().cloned().collect();
@@ -92,7 +97,14 @@ pub async fn run(
         }
     }
 
-    let metrics = Arc::new(Metrics::new());
+    let traces = traces();
+    let destinations = Destinations {
+        queue: config.amqp.queue.as_str().into(),
+        exchange: config.amqp.exchange.as_str().into(),
+        dead_queue: config.amqp.dead_queue.as_str().into(),
+    };
+    let ledger_timings = opened.ledger.timings().shown;
+    let metrics = Arc::new(Metrics::new(destinations, ledger_timings));
     let (snapshot, snapshot_rx) = watch::channel(Snapshot {
         mode,
         ..Snapshot::starting(Timestamp::now())
@@ -129,11 +141,25 @@ pub async fn run(
         events,
         clock,
         metrics,
+        exports: traces.as_ref().map(Traces::exports),
+        journal: Journal::new(traces, &config.amqp.queue, rng.fork()),
+        log,
         snapshot,
     };
     let stopped = worker.run(stop, drain).await;
     admin.stop();
     stopped
+}
+
+/// What sends spans, where somebody wants them. A collector is no reason not to work.
+fn traces() -> Option<Traces> {
+    match Traces::from_env() {
+        Ok(traces) => traces,
+        Err(error) => {
+            warn!(%error, "no traces are exported");
+            None
+        }
+    }
 }
 
 async fn open_ledger(

@@ -16,23 +16,27 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use crate::admin::metrics::Metrics;
-use crate::admin::{self, Snapshot, Trouble};
+use crate::admin::metrics::{self, Metrics, Pause};
+use crate::admin::{self, Queue, Snapshot, Trouble};
 use crate::broker::answer::{Publication, Settlement};
 use crate::broker::link::{Link, LinkState};
 use crate::broker::{BrokerEvent, Delivered};
 use crate::gateway::client::{Client, Ended, Reader};
+use crate::gateway::sign;
 use crate::gateway::wire::ServerTime;
 use crate::ledger::{self, Done, Leave, Ledger, Sent};
 use crate::rules::admit::{self, House};
 use crate::rules::desk::{Action, CallId, Desk, Fate, Intake, LaneId, Note, Telling, Ticket};
 use crate::rules::dry_run::Mode;
 use crate::rules::judge::{CallEnd, CancelLists, FoundOrder};
-use crate::rules::lane::{Method, Turn};
+use crate::rules::lane::{Health, Method, Turn};
 use crate::rules::order::{AccountName, CommandId, OrderNo, Outcome};
 use crate::rules::pattern::Pattern;
 use crate::rules::poison::{Gate, Manner, SURVIVED, Step, UNOPENED_MAX};
 use crate::rules::time::{Mono, Now};
+use crate::telemetry::journal::{Answered, Arrival, Callee, Journal, ServerUrl};
+use crate::telemetry::traces::Exports;
+use crate::telemetry::writer::Lines;
 
 /// Deadlines, ages and held deliveries are looked at this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -96,8 +100,8 @@ enum Asked {
 
 /// How a call ended, by its kind.
 enum Answer {
-    Cancel(LaneId, CallId, usize, Ended<CancelLists>),
-    LookUp(LaneId, CallId, Ended<Vec<FoundOrder>>),
+    Cancel(LaneId, CallId, Vec<OrderNo>, Ended<CancelLists>),
+    LookUp(LaneId, CallId, OrderNo, Ended<Vec<FoundOrder>>),
     Probe(LaneId, CallId, Ended<ServerTime>),
 }
 
@@ -145,6 +149,13 @@ impl Clients {
         }
     }
 
+    fn of(&self, lane: LaneId) -> &Reader {
+        match self {
+            Self::Live(clients) => &clients[lane.0],
+            Self::DryRun(readers) => &readers[lane.0],
+        }
+    }
+
     fn clock_offsets(&self) -> Vec<Option<i64>> {
         match self {
             Self::Live(clients) => clients.iter().map(|c| c.clock_offset_seconds()).collect(),
@@ -175,6 +186,12 @@ pub struct Worker {
     pub clock: Clock,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// Tells of each command and call.
+    pub journal: Journal,
+    /// The log's way out, which counts what it drops.
+    pub log: Option<Lines>,
+    /// What becomes of spans, where there are any.
+    pub exports: Option<Arc<Exports>>,
     /// For the admin listener.
     pub snapshot: watch::Sender<Snapshot>,
 }
@@ -189,6 +206,12 @@ struct Running {
     /// This run counts as one that died, if it ends now.
     counts: bool,
     unroutable_since: Option<Timestamp>,
+    /// When an event was last confirmed.
+    told_at: Option<Timestamp>,
+    /// The newest timestamp of a command that was delivered for the first time.
+    newest: Option<Timestamp>,
+    /// Since when each check of readiness is as it is.
+    since: admin::health::Since,
 }
 
 impl Worker {
@@ -208,6 +231,9 @@ impl Worker {
             unopened: HashMap::new(),
             counts: true,
             unroutable_since: None,
+            told_at: None,
+            newest: None,
+            since: admin::health::Since::default(),
         };
         self.ledger.begin_run(self.clock.now().wall);
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
@@ -309,6 +335,7 @@ impl Worker {
         self.link.close().await;
         fail_point!("disconnected");
         self.ledger.close().await;
+        self.journal.close().await;
     }
 
     /// Whether commands are to be taken from the queue. Those that could not be recorded are better
@@ -357,6 +384,7 @@ impl Worker {
                 Step::Over(digest, is_finished) => self.ledger.end_trial(digest, is_finished),
                 Step::Return(ticket) => {
                     running.unopened.remove(&ticket);
+                    self.metrics.returned();
                     self.link.settle(Settlement::Return(ticket));
                 }
             }
@@ -388,19 +416,27 @@ impl Worker {
         match event {
             BrokerEvent::Delivered(delivered) => self.arrived(running, now, *delivered),
             BrokerEvent::Told {
+                ticket,
                 command,
                 place,
                 fate,
             } => {
                 self.note_fate(running, fate);
+                self.metrics.event_sent(sent(fate));
+                if fate == Fate::Confirmed {
+                    running.told_at = Some(now.wall);
+                    self.note_told(now, ticket, place);
+                }
                 self.desk.told(now.mono, command, place, fate);
             }
             BrokerEvent::Parked { command, fate } => {
                 self.note_fate(running, fate);
+                self.metrics.copy_sent(sent(fate));
                 self.desk.parked(now.mono, command, fate);
             }
             BrokerEvent::Lost => {
                 self.desk.session_lost(now.mono);
+                self.journal.session_lost();
                 let steps = self.gate.session_lost();
                 self.take_steps(running, now, steps);
                 running.unopened.clear();
@@ -411,6 +447,9 @@ impl Worker {
     fn arrived(&mut self, running: &mut Running, now: Now, delivered: Delivered) {
         let (ticket, returns) = (delivered.ticket, delivered.returns);
         let digest = || delivered.digest();
+        if !delivered.redelivered {
+            running.newest = running.newest.max(delivered.published());
+        }
         if self.gate.arrive(now.mono, ticket, returns, digest) {
             self.open(now, &delivered, Manner::AsUsual);
         } else {
@@ -419,10 +458,17 @@ impl Worker {
     }
 
     fn open(&mut self, now: Now, delivered: &Delivered, manner: Manner) {
-        let (raw, properties) = match manner {
+        let (raw, mut properties) = match manner {
             Manner::AsUsual | Manner::GiveUp => delivered.read(),
             Manner::Bury => (Err("not read".into()), delivered.properties()),
         };
+        let arrival = Arrival {
+            ticket: delivered.ticket,
+            redelivered: delivered.redelivered,
+            bytes: delivered.bytes(),
+            published: delivered.published(),
+        };
+        self.journal.arrived(now, arrival, &mut properties);
         let fresh_id = || {
             let id = Uuid::new_v4().to_string();
             CommandId::new(&id).unwrap_or_else(|| unreachable!("a UUID has 36 characters"))
@@ -430,6 +476,7 @@ impl Worker {
         let admission = admit::admit(raw, properties, fresh_id, &self.rules);
         let (ticket, redelivered) = (delivered.ticket, delivered.redelivered);
         self.note_manner(manner, admission.envelope().command_id.as_str());
+        self.journal.admitted(ticket, &admission);
         match manner {
             Manner::AsUsual => {
                 self.metrics.admitted(&admission);
@@ -482,11 +529,12 @@ impl Worker {
             self.ledger.call_ended(leave);
             return self.desk.not_sent(call, &[]);
         };
+        self.note_begin(lane, call, Method::Cancel);
         running.calls.spawn(async move {
             fail_point!("call");
             let ended = client.cancel(&orders).await;
             fail_point!("call-answered");
-            (Answer::Cancel(lane, call, orders.len(), ended), leave)
+            (Answer::Cancel(lane, call, orders, ended), leave)
         });
     }
 
@@ -501,15 +549,17 @@ impl Worker {
         }
         match asked {
             Asked::LookUp(lane, order_no) => {
+                self.note_begin(lane, call, Method::LookUp);
                 let client = self.clients.reader(lane);
                 running.calls.spawn(async move {
                     fail_point!("look-up");
                     let ended = client.look_up(&order_no).await;
                     fail_point!("look-up-answered");
-                    (Answer::LookUp(lane, call, ended), leave)
+                    (Answer::LookUp(lane, call, order_no, ended), leave)
                 });
             }
             Asked::Probe(lane) => {
+                self.note_begin(lane, call, Method::Probe);
                 let client = self.clients.reader(lane);
                 running.calls.spawn(async move {
                     let ended = client.now().await;
@@ -525,15 +575,16 @@ impl Worker {
         self.ledger.call_ended(leave);
         match answer {
             Answer::Cancel(lane, call, orders, ended) => {
-                self.note_call(lane, Method::Cancel, orders, &ended);
+                self.note_call(lane, call, Method::Cancel, &orders, &ended);
                 self.desk.cancel_answered(now, call, &ended.end);
             }
-            Answer::LookUp(lane, call, ended) => {
-                self.note_call(lane, Method::LookUp, 1, &ended);
+            Answer::LookUp(lane, call, order_no, ended) => {
+                let orders = std::slice::from_ref(&order_no);
+                self.note_call(lane, call, Method::LookUp, orders, &ended);
                 self.desk.look_up_answered(now, call, &ended.end);
             }
             Answer::Probe(lane, call, ended) => {
-                self.note_call(lane, Method::Probe, 0, &ended);
+                self.note_call(lane, call, Method::Probe, &[], &ended);
                 self.desk.probe_answered(now, call, &ended.end);
             }
         }
@@ -559,13 +610,20 @@ impl Worker {
                 self.note_event(&telling);
                 self.link.publish(Publication::Event(Box::new(telling)));
             }
-            Action::Park(parking) => self.link.publish(Publication::Park(Box::new(parking))),
+            Action::Park(parking) => {
+                self.journal.parks(&parking);
+                self.link.publish(Publication::Park(Box::new(parking)));
+            }
             Action::Acknowledge(finished) => {
-                self.metrics.acknowledged(finished.was_parked());
+                self.note_finished(now, finished.ticket());
                 self.link.settle(Settlement::Acknowledge(finished));
             }
             Action::Release(orders) => self.ledger.release(orders),
-            Action::Return(ticket) => self.link.settle(Settlement::Return(ticket)),
+            Action::Return(ticket) => {
+                self.metrics.returned();
+                self.journal.returned(now, ticket);
+                self.link.settle(Settlement::Return(ticket));
+            }
             Action::Note(lane, note) => self.note(lane, note),
         }
     }
@@ -590,6 +648,7 @@ impl Worker {
         let account = self.desk.account(lane).as_str();
         match note {
             Note::Turn(turn) => {
+                self.note_pause(lane, &turn);
                 let report = self.desk.reports(self.clock.now().mono).swap_remove(lane.0);
                 let health = admin::health::describe(&report);
                 match turn {
@@ -635,29 +694,78 @@ impl Worker {
         }
     }
 
-    fn note_call<T>(&self, lane: LaneId, method: Method, orders: usize, ended: &Ended<T>) {
-        let account = self.desk.account(lane).as_str();
-        let result = result_word(&ended.end);
-        let millis = u64::try_from(ended.duration.as_millis()).unwrap_or(u64::MAX);
-        info!(
-            account,
-            method = admin::metrics::method_word(method),
-            orders,
-            result = %result,
-            http.response.status_code = ended.http_status,
-            duration_ms = millis,
-            "call"
-        );
-        self.metrics.call(
-            account,
-            method,
-            orders,
-            result_class(&ended.end),
-            ended.duration,
-        );
+    /// A pause begins.
+    fn note_pause(&self, lane: LaneId, turn: &Turn) {
+        let report = self.desk.reports(self.clock.now().mono).swap_remove(lane.0);
+        let pause = match (turn, &report.health) {
+            (Turn::Recovered, _) => return,
+            (Turn::CoolsDown(_), _) => Pause::Throttled,
+            (Turn::WasStopped, Health::Stopped { fault, .. }) => Pause::Stopped(*fault),
+            (Turn::WentDown | Turn::WasStopped, _) => Pause::Down,
+        };
+        self.metrics.paused(report.account.as_str(), pause);
     }
 
-    fn note_event(&self, telling: &Telling) {
+    fn note_begin(&mut self, lane: LaneId, call: CallId, method: Method) {
+        let (desk, client) = (&self.desk, self.clients.of(lane));
+        let callee = callee(desk, client, lane, method);
+        self.journal
+            .call_begins(call, callee, || desk.waits_for(call));
+    }
+
+    fn note_call<T>(
+        &mut self,
+        lane: LaneId,
+        call: CallId,
+        method: Method,
+        orders: &[OrderNo],
+        ended: &Ended<T>,
+    ) {
+        let (desk, client) = (&self.desk, self.clients.of(lane));
+        let callee = callee(desk, client, lane, method);
+        let answered = Answered {
+            orders,
+            result: &result_word(&ended.end),
+            class: result_class(&ended.end),
+            http_status: ended.http_status,
+            duration: ended.duration,
+        };
+        self.journal
+            .call_ended(call, callee, answered, || desk.waits_for(call));
+        self.metrics.call(&metrics::Call {
+            account: &callee.account.into(),
+            method,
+            host: &callee.url.host.into(),
+            port: callee.url.port,
+            orders: orders.len(),
+            result: answered.class,
+            http_status: ended.http_status,
+            duration: ended.duration,
+        });
+    }
+
+    fn note_told(&self, now: Now, ticket: Ticket, place: usize) {
+        if let Some(told) = self.journal.told(now, ticket, place) {
+            self.metrics.told(
+                &told.account,
+                told.outcome,
+                told.since_arrival,
+                told.since_published,
+            );
+        }
+    }
+
+    fn note_finished(&mut self, now: Now, ticket: Ticket) {
+        if let Some((in_hand, dead_reason)) = self.journal.acknowledged(now, ticket) {
+            self.metrics.acknowledged(in_hand);
+            if let Some(reason) = dead_reason {
+                self.metrics.dead_lettered(reason);
+            }
+        }
+    }
+
+    fn note_event(&mut self, telling: &Telling) {
+        self.journal.tells(telling);
         let event = &telling.event;
         let outcome = event.ending.outcome();
         let account = event.account.as_ref().map_or("_", AccountName::as_str);
@@ -733,22 +841,78 @@ impl Worker {
             } => Some(Trouble::new(*since, cause).mended_by(remedy)),
         };
         let commits = self.ledger.commits();
-        self.metrics
-            .ledger(commits.groups, commits.requests, commits.micros);
-        self.snapshot.send_replace(Snapshot {
+        self.metrics.ledger(commits.groups, commits.requests);
+        if let Some(log) = &self.log {
+            self.metrics.log(log.dropped());
+        }
+        if let Some(exports) = &self.exports {
+            let (ended, exported) = (exports.ended(), exports.exported());
+            self.metrics.spans(ended, exported, exports.failed());
+        }
+        let seen = progress.seen();
+        let (unsettled, kept) = progress.unsettled();
+        let mut snapshot = Snapshot {
             taken_at: Some(now),
             session,
             consuming: progress.is_consuming(),
             blocked: progress.blocked(),
-            ready: progress.ready(),
+            queue: Queue {
+                ready: seen.ready,
+                consumers: seen.consumers,
+                looked_at: seen.looked_at,
+                subscribed_at: seen.subscribed_at,
+                prefetch: seen.prefetch,
+                exchange_is_new: seen.exchange_is_new,
+                newest: running.newest,
+            },
             intake: self.intake(),
             undeliverable_since: running.unroutable_since,
+            told_at: running.told_at,
             ledger,
             accounts: self.desk.reports(now.mono),
             clock_offsets: self.clients.clock_offsets(),
             load,
+            oldest_command: self.desk.oldest().map(|at| now.mono.since(at)),
+            unsettled,
+            kept,
+            counts: self.desk.counts().to_vec(),
+            since: admin::health::Since::default(),
             mode: self.clients.mode(),
-        });
+        };
+        running
+            .since
+            .note(now.wall, &admin::health::report(&snapshot));
+        snapshot.since.clone_from(&running.since);
+        self.snapshot.send_replace(snapshot);
+    }
+}
+
+/// Who is called, for those who tell of it.
+fn callee<'a>(desk: &'a Desk, client: &'a Reader, lane: LaneId, method: Method) -> Callee<'a> {
+    let url = client.url();
+    Callee {
+        account: desk.account(lane).as_str(),
+        method,
+        api: match method {
+            Method::Cancel => sign::CANCEL,
+            Method::LookUp => sign::QUERY,
+            Method::Probe => sign::NOW,
+        },
+        url: ServerUrl {
+            scheme: url.scheme(),
+            host: url.host(),
+            port: url.port(),
+            path: url.path(),
+        },
+    }
+}
+
+fn sent(fate: Fate) -> metrics::Sent {
+    match fate {
+        Fate::Confirmed => metrics::Sent::Confirmed,
+        Fate::Unroutable => metrics::Sent::Unroutable,
+        Fate::Refused => metrics::Sent::Refused,
+        Fate::Lost => metrics::Sent::Lost,
     }
 }
 

@@ -12,12 +12,22 @@ const HOUSE: [(&str, &[&str]); 9] = [
     ("ledger", &["ledger", "rules"]),
     ("admin", &["admin", "rules"]),
     ("config", &["config", "rules"]),
-    ("telemetry", &["config"]),
-    ("worker", &["admin", "broker", "gateway", "ledger", "rules"]),
+    ("telemetry", &["config", "rules", "telemetry"]),
+    (
+        "worker",
+        &["admin", "broker", "gateway", "ledger", "rules", "telemetry"],
+    ),
     (
         "app",
         &[
-            "admin", "broker", "config", "gateway", "ledger", "rules", "worker",
+            "admin",
+            "broker",
+            "config",
+            "gateway",
+            "ledger",
+            "rules",
+            "telemetry",
+            "worker",
         ],
     ),
 ];

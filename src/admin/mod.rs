@@ -3,6 +3,7 @@
 
 pub mod health;
 pub mod metrics;
+mod process;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::rules::desk::{Intake, Load};
+use crate::rules::desk::{Intake, LaneCounts, Load};
 use crate::rules::dry_run::Mode;
 use crate::rules::lane::LaneReport;
 use crate::rules::time::Now;
@@ -80,12 +81,14 @@ pub struct Snapshot {
     pub consuming: bool,
     /// Why the broker takes no publications, if it takes none.
     pub blocked: Option<String>,
-    /// Messages that waited in the queue at the last look.
-    pub ready: u64,
+    /// What was seen of the queue.
+    pub queue: Queue,
     /// Whether commands are to be taken.
     pub intake: Intake,
     /// Events find no queue since then.
     pub undeliverable_since: Option<Timestamp>,
+    /// When an event was last confirmed.
+    pub told_at: Option<Timestamp>,
     /// Why the ledger takes no writes, if it takes none.
     pub ledger: Option<Trouble>,
     /// The accounts, in the settings' order.
@@ -96,6 +99,48 @@ pub struct Snapshot {
     pub load: Load,
     /// Nothing is cancelled, only looked up.
     pub mode: Mode,
+    /// For how long the oldest command is in hand.
+    pub oldest_command: Option<Duration>,
+    /// Deliveries that the broker counts as unacknowledged.
+    pub unsettled: usize,
+    /// How many of them are kept unopened.
+    pub kept: usize,
+    /// What was counted of each account, in the settings' order.
+    pub counts: Vec<LaneCounts>,
+    /// Since when each check is as it is.
+    pub since: health::Since,
+}
+
+/// What was seen of the commands' queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Queue {
+    /// Messages that waited at the last look.
+    pub ready: u64,
+    /// Consumers that the broker counted then, of all workers.
+    pub consumers: u64,
+    /// When that was.
+    pub looked_at: Option<Timestamp>,
+    /// When the broker confirmed our subscription, while there is one.
+    pub subscribed_at: Option<Timestamp>,
+    /// The prefetch in force; none while as much is in hand as memory allows.
+    pub prefetch: u64,
+    /// The results' exchange was made by this run.
+    pub exchange_is_new: bool,
+    /// The newest timestamp that a publisher gave a command which was delivered for the first time.
+    pub newest: Option<Timestamp>,
+}
+
+impl Queue {
+    /// How old the oldest command in the queue is at most: what waits there was published after what
+    /// was delivered. `None` where nobody says when he publishes.
+    pub fn oldest_age(&self, now: Timestamp) -> Option<Duration> {
+        let newest = self.newest?;
+        if self.ready == 0 {
+            return Some(Duration::ZERO);
+        }
+        // A publisher's clock may be ahead of ours.
+        Some(now.duration_since(newest).try_into().unwrap_or_default())
+    }
 }
 
 impl Snapshot {
@@ -106,14 +151,20 @@ impl Snapshot {
             session: Err(Trouble::new(now, "the worker is starting")),
             consuming: false,
             blocked: None,
-            ready: 0,
+            queue: Queue::default(),
             intake: Intake::Open,
             undeliverable_since: None,
+            told_at: None,
             ledger: None,
             accounts: Vec::new(),
             clock_offsets: Vec::new(),
             load: Load::default(),
             mode: Mode::Live,
+            oldest_command: None,
+            unsettled: 0,
+            kept: 0,
+            counts: Vec::new(),
+            since: health::Since::default(),
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod wire;
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use lapin::message::Delivery;
 
 use crate::rules::admit::{RawCommand, RawProperties};
@@ -55,6 +56,8 @@ pub enum BrokerEvent {
     Delivered(Box<Delivered>),
     /// What became of an event.
     Told {
+        /// The delivery that it answers.
+        ticket: Ticket,
         /// The command.
         command: CommandKey,
         /// The entry.
@@ -101,6 +104,16 @@ impl Delivered {
     /// The body, or what is wrong with it, and the properties.
     pub fn read(&self) -> (Result<RawCommand, String>, RawProperties) {
         wire::read(&self.delivery.data, &self.delivery.properties)
+    }
+
+    /// Its size, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.delivery.data.len()
+    }
+
+    /// When it was published, as far as its publisher says.
+    pub fn published(&self) -> Option<Timestamp> {
+        wire::published(&self.delivery.properties)
     }
 
     /// The properties alone.

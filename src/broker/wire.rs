@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use md5::{Digest as _, Md5};
@@ -29,6 +30,8 @@ const DRY_RUN_EVENT_IDS: Uuid = Uuid::from_u128(0x9b1e_47d3_06fa_5c28_8e75_a2d4_
 pub(super) const SUBSTITUTE: char = '\u{1A}';
 /// What an event's body takes, unless the gateway says much.
 const EVENT_BYTES: usize = 512;
+/// A timestamp from here on is in milliseconds: as seconds it is of the year 5138.
+const SECONDS_MAX: i64 = 100_000_000_000;
 /// `delivery_mode` of a message that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
 
@@ -212,8 +215,19 @@ pub fn read_properties(properties: &BasicProperties) -> RawProperties {
         message_id: text(properties.message_id()),
         correlation_id: text(properties.correlation_id()),
         reply_to: text(properties.reply_to()),
-        traceparent: header("traceparent"),
+        traceparent: header("traceparent").and_then(|text| TraceParent::parse(&text)),
         tracestate: header("tracestate"),
+    }
+}
+
+/// When the message was published, by its publisher's word. It is in seconds; milliseconds, which some
+/// publishers write, are known by their size.
+pub fn published(properties: &BasicProperties) -> Option<Timestamp> {
+    let stamp = i64::try_from((*properties.timestamp())?).ok()?;
+    if stamp < SECONDS_MAX {
+        Timestamp::from_second(stamp).ok()
+    } else {
+        Timestamp::from_millisecond(stamp).ok()
     }
 }
 
@@ -283,14 +297,8 @@ struct ReasonBody<'a> {
     message: &'a str,
 }
 
-/// Writes an event. `span_chance` makes its step in the trace; `now` is seconds since 1970.
-pub fn write(
-    mode: Mode,
-    telling: &Telling,
-    trace_chance: u128,
-    span_chance: u64,
-    now: u64,
-) -> serde_json::Result<Message> {
+/// Writes an event; `now` is seconds since 1970.
+pub fn write(mode: Mode, telling: &Telling, now: u64) -> serde_json::Result<Message> {
     let Telling {
         envelope, event, ..
     } = telling;
@@ -334,7 +342,7 @@ pub fn write(
             .with_app_id("wdt-cancel-worker".into())
             .with_delivery_mode(PERSISTENT)
             .with_timestamp(now)
-            .with_headers(trace_headers(envelope, trace_chance, span_chance)),
+            .with_headers(trace_headers(envelope)),
         id,
     })
 }
@@ -352,20 +360,14 @@ fn event_id(namespace: &Uuid, envelope: &Envelope, event: &Event) -> Uuid {
     Uuid::new_v5(namespace, name.as_bytes())
 }
 
-fn trace_headers(envelope: &Envelope, trace_chance: u128, span_chance: u64) -> FieldTable {
+/// The command's own step in its trace: what follows from the event is its child.
+fn trace_headers(envelope: &Envelope) -> FieldTable {
     let mut headers = FieldTable::default();
-    let parent = envelope.traceparent.as_deref().and_then(TraceParent::parse);
-    let step = match parent {
-        Some(parent) => parent.child(span_chance),
-        None => TraceParent::root(trace_chance, span_chance),
+    let Some(step) = envelope.traceparent else {
+        return headers;
     };
     headers.insert("traceparent".into(), long(&step.to_string()));
-    let state = envelope
-        .tracestate
-        .as_deref()
-        .and_then(tracestate)
-        .filter(|_| parent.is_some());
-    if let Some(state) = state {
+    if let Some(state) = envelope.tracestate.as_deref().and_then(tracestate) {
         headers.insert("tracestate".into(), long(state));
     }
     headers

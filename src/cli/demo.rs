@@ -94,9 +94,10 @@ struct Part {
 /// # Errors
 /// When the broker cannot be reached, or results do not come.
 pub async fn run(args: Args, config: BrokerConfig) -> anyhow::Result<Exit> {
-    if args.log {
-        telemetry::init(LogFormat::Text)?;
-    }
+    let _log = match args.log {
+        true => Some(telemetry::init(LogFormat::Text)?),
+        false => None,
+    };
     let demo = Demo::start(&config.amqp).await?;
     let shown = demo.show().await;
     let cleaned = demo.stop().await;
@@ -145,13 +146,8 @@ impl Demo {
         let config = settings(broker, &name, &gateway.url(), &folder)?;
         let amqp = config.amqp.clone();
         let (stop, stopped) = watch::channel(0);
-        let worker = tokio::spawn(app::run(
-            config,
-            Mode::Live,
-            fastrand::u64(..),
-            stopped,
-            DRAIN,
-        ));
+        let seed = fastrand::u64(..);
+        let worker = tokio::spawn(app::run(config, Mode::Live, seed, stopped, DRAIN, None));
         let channel = connection.create_channel().await?;
         let demo = Self {
             amqp,

@@ -34,7 +34,7 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<Exit> {
         .log
         .format
         .unwrap_or_else(telemetry::format_by_terminal);
-    telemetry::init(format)?;
+    let log = telemetry::init(format)?;
     let stop = signals()?;
     let (mode, config) = if args.dry_run {
         (Mode::DryRun, config.for_dry_run()?)
@@ -42,8 +42,9 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<Exit> {
         (Mode::Live, config)
     };
     let seed = fastrand::u64(..);
+    let lines = Some(log.lines());
     Ok(
-        match app::run(config, mode, seed, stop, args.drain).await? {
+        match app::run(config, mode, seed, stop, args.drain, lines).await? {
             Stopped::Drained => {
                 info!("stopped: what was in flight is finished, the rest is back in the queue");
                 Exit::Done

@@ -112,6 +112,27 @@ impl GatewayUrl {
     fn is_https(&self) -> bool {
         self.0.scheme() == "https"
     }
+
+    /// `http` or `https`.
+    pub fn scheme(&self) -> &str {
+        self.0.scheme()
+    }
+
+    /// The server's name or number.
+    pub fn host(&self) -> &str {
+        // Neither scheme goes without one.
+        self.0.host_str().unwrap_or_default()
+    }
+
+    /// The server's port.
+    pub fn port(&self) -> u16 {
+        self.0.port_or_known_default().unwrap_or_default()
+    }
+
+    /// What follows the host.
+    pub fn path(&self) -> &str {
+        self.0.path()
+    }
 }
 
 impl fmt::Display for GatewayUrl {
@@ -236,6 +257,11 @@ impl Reader {
             credentials,
             clock_offset: AtomicI64::new(NOT_MEASURED),
         }
+    }
+
+    /// Where the gateway is.
+    pub fn url(&self) -> &GatewayUrl {
+        &self.url
     }
 
     /// Looks one order up.

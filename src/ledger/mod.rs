@@ -25,6 +25,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use tracing::{error, info};
@@ -45,6 +48,12 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const PRUNE_EVERY: Duration = Duration::from_secs(1);
 /// Rows of each table forgotten in one pruning: a step short enough to be unnoticed.
 const PRUNE_ROWS: u32 = 500;
+
+/// A ledger that was not asked to write for so long is made to, to know that it can.
+const PROVE_EVERY: Duration = Duration::from_secs(10);
+/// The shortest time that is told apart, and how many times twice as long.
+const TIMED_FROM_SECONDS: f64 = 0.0005;
+const TIMED_BUCKETS: u16 = 15;
 
 /// Calls are remembered for a little longer than the gateway's minute.
 const CALLS_KEPT: Duration = Duration::from_secs(70);
@@ -231,6 +240,7 @@ pub struct Ledger {
     keeper: Hands,
     health: watch::Receiver<Health>,
     commits: watch::Receiver<Commits>,
+    timings: Timings,
     restored_at: Option<Timestamp>,
 }
 
@@ -255,8 +265,37 @@ pub struct Commits {
     pub groups: u64,
     /// Requests in them.
     pub requests: u64,
-    /// Time spent in them, in microseconds.
-    pub micros: u64,
+}
+
+/// How long the store took, in seconds, by what it did.
+#[derive(Debug, Clone)]
+pub struct Timings {
+    /// All of it, for metrics.
+    pub shown: Family<Operation, Histogram>,
+    /// To make a group of writes durable.
+    commit: Histogram,
+    /// To answer a group of claims.
+    claim: Histogram,
+}
+
+/// What the store did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Operation {
+    operation: &'static str,
+}
+
+impl Timings {
+    fn new() -> Self {
+        let shown: Family<Operation, Histogram> = Family::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(TIMED_FROM_SECONDS, 2.0, TIMED_BUCKETS))
+        });
+        let of = |operation| shown.get_or_create_owned(&Operation { operation });
+        Self {
+            commit: of("commit"),
+            claim: of("claim"),
+            shown,
+        }
+    }
 }
 
 impl Ledger {
@@ -294,14 +333,18 @@ impl Ledger {
         let (requests, inbox) = channel();
         let (board, health) = Board::new();
         let (commits_tx, commits) = watch::channel(Commits::default());
+        let timings = Timings::new();
         let mut keeper = Keeper {
             store,
             inbox,
             done: done.clone(),
             board,
             commits: commits_tx,
+            timings: timings.clone(),
             retention,
             pruned_at: Instant::now(),
+            wrote_at: Instant::now(),
+            failed: None,
         };
         let thread = std::thread::Builder::new()
             .name("ledger".into())
@@ -316,6 +359,7 @@ impl Ledger {
             keeper,
             health,
             commits,
+            timings,
             restored_at,
         };
         Ok(Opened {
@@ -434,6 +478,11 @@ impl Ledger {
         self.restored_at
     }
 
+    /// How long its work takes.
+    pub fn timings(&self) -> Timings {
+        self.timings.clone()
+    }
+
     /// What it wrote so far.
     pub fn commits(&self) -> Commits {
         *self.commits.borrow()
@@ -465,8 +514,20 @@ struct Keeper {
     done: UnboundedSender<Done>,
     board: Board,
     commits: watch::Sender<Commits>,
+    timings: Timings,
     retention: Duration,
     pruned_at: Instant,
+    /// When it last took a write.
+    wrote_at: Instant,
+    /// What the store could not do when it was last asked to.
+    failed: Option<Work>,
+}
+
+/// What the store is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Reads,
+    Writes,
 }
 
 impl Keeper {
@@ -498,7 +559,9 @@ impl Keeper {
             }
         }
         if !claims.is_empty() {
-            let claimed = self.until_it_works(|store| store.claims(&claims));
+            let began = Instant::now();
+            let claimed = self.until_it_works(Work::Reads, |store| store.claims(&claims));
+            self.timings.claim.observe(began.elapsed().as_secs_f64());
             for claimed in claimed.into_iter().flatten() {
                 fail_point!("claim-read");
                 self.report(Done::Claimed(claimed));
@@ -508,14 +571,18 @@ impl Keeper {
             return;
         }
         let began = Instant::now();
-        if self.until_it_works(|store| write(store, &writes)).is_none() {
+        if self
+            .until_it_works(Work::Writes, |store| write(store, &writes))
+            .is_none()
+        {
             return;
         }
         self.commits.send_modify(|commits| {
             commits.groups += 1;
             commits.requests += writes.len() as u64;
-            commits.micros += u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         });
+        self.timings.commit.observe(began.elapsed().as_secs_f64());
+        self.wrote_at = Instant::now();
         for request in writes {
             match request {
                 Request::Send(list, _) => {
@@ -551,15 +618,19 @@ impl Keeper {
     }
 
     /// Tries until it works; `None` when the worker stops meanwhile.
-    fn until_it_works<T>(&mut self, work: impl Fn(&mut Store) -> rusqlite::Result<T>) -> Option<T> {
+    fn until_it_works<T>(
+        &mut self,
+        kind: Work,
+        work: impl Fn(&mut Store) -> rusqlite::Result<T>,
+    ) -> Option<T> {
         loop {
             if !self.board.is_beyond_repair() {
                 match work(&mut self.store) {
                     Ok(result) => {
-                        self.board.works();
+                        self.works(kind);
                         return Some(result);
                     }
-                    Err(error) => self.board.work_fails(Fault::of(&error)),
+                    Err(error) => self.fails(kind, &error),
                 }
             }
             if self.done.is_closed() {
@@ -567,6 +638,21 @@ impl Keeper {
             }
             std::thread::sleep(RETRY_PAUSE);
         }
+    }
+
+    /// That it can be read says nothing of whether it can be written.
+    fn works(&mut self, kind: Work) {
+        if kind == Work::Writes || self.failed == Some(Work::Reads) {
+            self.failed = None;
+            self.board.works();
+        }
+    }
+
+    fn fails(&mut self, kind: Work, error: &rusqlite::Error) {
+        if self.failed != Some(Work::Writes) {
+            self.failed = Some(kind);
+        }
+        self.board.work_fails(Fault::of(error));
     }
 
     /// Forgets what is old, and looks whether the file is still there.
@@ -581,6 +667,24 @@ impl Keeper {
             fault = Some(Fault::not_in_place());
         }
         self.board.tidied(fault);
+        if self.wrote_at.elapsed() >= PROVE_EVERY {
+            self.prove();
+        }
+    }
+
+    /// Makes an empty group durable: a ledger of which nothing is asked shows nothing of a disk that
+    /// has become full or can only be read.
+    fn prove(&mut self) {
+        if self.board.is_beyond_repair() {
+            return;
+        }
+        match write(&mut self.store, &[]) {
+            Ok(()) => {
+                self.works(Work::Writes);
+                self.wrote_at = Instant::now();
+            }
+            Err(error) => self.fails(Work::Writes, &error),
+        }
     }
 }
 

@@ -64,6 +64,17 @@ pub enum Method {
     Probe,
 }
 
+impl Method {
+    /// A word for metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cancel => "cancel",
+            Self::LookUp => "look_up",
+            Self::Probe => "now",
+        }
+    }
+}
+
 /// The call to be made now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]

@@ -87,6 +87,12 @@ impl Command {
         self
     }
 
+    /// The `timestamp`, in whatever unit.
+    pub fn timestamp(mut self, at: u64) -> Self {
+        self.properties = self.properties.with_timestamp(at);
+        self
+    }
+
     /// The `reply_to`.
     pub fn reply_to(mut self, queue: &str) -> Self {
         self.properties = self.properties.with_reply_to(queue.into());

@@ -748,7 +748,7 @@ impl Vhost {
         let closed: Vec<bool> = self
             .inside
             .ask(&format!(
-                r#"[begin rabbit_networking:close_connection(P, "closed by a test"), true end
+                r#"[begin (catch rabbit_networking:close_connection(P, "closed by a test")), true end
                    || P <- rabbit_networking:connections(),
                       [{{vhost, <<"{}">>}}, {{client_properties, Ps}}] <-
                           [catch rabbit_networking:connection_info(

@@ -33,7 +33,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{Board, Commits, Done, GROUP_MAX, Leave, Ledger, Opened, RETRY_PAUSE, Request, Sent};
+use super::{
+    Board, Commits, Done, GROUP_MAX, Leave, Ledger, Opened, RETRY_PAUSE, Request, Sent, Timings,
+};
 use crate::rules::desk::{AccountPolicy, CallId};
 use crate::rules::dry_run::Mode;
 use crate::rules::poison::{Digest, Past, REMEMBERED};
@@ -151,6 +153,7 @@ pub async fn open_for(
     let (board, health) = Board::new();
     let board = Arc::new(Mutex::new(board));
     let (commits_tx, commits) = watch::channel(Commits::default());
+    let timings = Timings::new();
     let (requests, inbox) = unbounded_channel();
     let keeper = Keeper {
         db: db.clone(),
@@ -160,6 +163,7 @@ pub async fn open_for(
         done,
         board: Arc::clone(&board),
         commits: commits_tx,
+        timings: timings.clone(),
         waiting: Vec::new(),
     };
     let tender = tend::run(db, lease, board, settings.retention);
@@ -183,6 +187,7 @@ pub async fn open_for(
         keeper: super::Hands::Shared(hands),
         health,
         commits,
+        timings,
         restored_at,
     };
     Ok(Opened {
@@ -347,6 +352,7 @@ struct Keeper {
     done: UnboundedSender<Done>,
     board: SharedBoard,
     commits: watch::Sender<Commits>,
+    timings: Timings,
     waiting: Vec<Waiting>,
 }
 
@@ -396,11 +402,13 @@ impl Keeper {
             }
         }
         if !claims.is_empty() {
+            let began = Instant::now();
             let claimed = self
                 .until_it_works(async |client, keeper| {
                     store::claim(client, &keeper.accounts, &keeper.lease, &claims).await
                 })
                 .await;
+            self.timings.claim.observe(began.elapsed().as_secs_f64());
             for claimed in claimed.unwrap_or_default() {
                 self.report(Done::Claimed(claimed));
             }
@@ -426,8 +434,8 @@ impl Keeper {
         self.commits.send_modify(|commits| {
             commits.groups += 1;
             commits.requests += writes.len() as u64;
-            commits.micros += u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         });
+        self.timings.commit.observe(began.elapsed().as_secs_f64());
         for ((request, since), outcome) in writes.into_iter().zip(since).zip(outcomes) {
             self.tell(request, since, outcome, until);
         }

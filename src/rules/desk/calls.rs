@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Desk;
 use super::action::{Action, CallId, CommandKey, LaneId, Note, OrderState, SendList};
+use super::counts::{RetryCause, Why};
 use super::hand::{OnRecord, Order, Phase};
 use crate::rules::dry_run::{self, Mode};
 use crate::rules::judge::{self, CallEnd, CancelLists, FoundOrder, LookUp, News};
@@ -144,6 +145,7 @@ impl Desk {
             .collect();
         debug_assert_eq!(asked.len(), keys.len(), "an order in a call stays in hand");
         let judged = judge::judge_cancel(&asked, end);
+        let not_executed_for = RetryCause::of(&judged.news);
         self.hear(now, lane, Method::Cancel, judged.news);
         if judged.strangers > 0 {
             self.actions
@@ -159,8 +161,12 @@ impl Desk {
                 continue;
             };
             let not_executed = verdict == judge::Verdict::NotExecuted;
+            let why = Why::of(&verdict, not_executed_for);
             let retry = self.policy.retry;
-            match next::after_cancel(&mut order.tries, verdict, alone, may_look_up, retry, chance) {
+            let next =
+                next::after_cancel(&mut order.tries, verdict, alone, may_look_up, retry, chance);
+            self.counts.after_cancel(lane, &why, &next);
+            match next {
                 Next::Halve => {
                     order.phase = Phase::Waiting;
                     halves.push(key);
@@ -213,6 +219,7 @@ impl Desk {
         }
         let retry = self.policy.retry;
         let step = after_look_up(self.mode, &mut order.tries, seen, retry, chance);
+        self.counts.after_look_up(lane, &step);
         self.step(now, key, step);
     }
 

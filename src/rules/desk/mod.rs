@@ -25,6 +25,7 @@
 mod action;
 mod arrive;
 mod calls;
+mod counts;
 mod hand;
 mod lease;
 mod poison;
@@ -43,12 +44,14 @@ use super::next::Retry;
 use super::order::{AccountName, CommandId, OrderNo};
 use super::pace::Pace;
 use super::time::{Mono, Now};
+use counts::Counts;
 use hand::{AfterRecord, Open, Order};
 
 pub use action::{
     Action, CallId, Claim, Claimed, CommandKey, Event, Fate, Fence, Finished, Holding, LaneId,
     Note, OrderRow, OrderState, Parking, Record, RecordId, ResultRow, SendList, Telling, Ticket,
 };
+pub use counts::{LaneCounts, LookUpCause, RetryCause};
 
 /// How the desk does its work.
 #[derive(Debug, Clone, PartialEq)]
@@ -154,6 +157,7 @@ pub struct Desk {
     last_number: u64,
     actions: Vec<Action>,
     draining: bool,
+    counts: Counts,
 }
 
 impl Desk {
@@ -176,6 +180,7 @@ impl Desk {
             mode: Mode::Live,
             rng,
             gap: None,
+            counts: Counts::new(lanes.len()),
             lanes,
             lane_ids,
             commands: BTreeMap::new(),
@@ -272,6 +277,28 @@ impl Desk {
     /// How each account fares.
     pub fn reports(&self, now: Mono) -> Vec<LaneReport> {
         self.lanes.iter().map(|lane| lane.report(now)).collect()
+    }
+
+    /// What was counted of each account since the start.
+    pub fn counts(&self) -> &[LaneCounts] {
+        self.counts.lanes()
+    }
+
+    /// When the oldest command in hand arrived.
+    pub fn oldest(&self) -> Option<Mono> {
+        self.commands.values().map(|command| command.arrived).min()
+    }
+
+    /// The deliveries whose commands wait for what this call brings.
+    pub fn waits_for(&self, call: CallId) -> Vec<Ticket> {
+        let keys = self.calls.get(&call).map(|(_, keys)| &**keys);
+        let orders = keys.unwrap_or_default().iter();
+        let waiters = orders
+            .filter_map(|key| self.orders.get(key))
+            .flat_map(|order| &order.waiters);
+        let commands: BTreeSet<CommandKey> = waiters.map(|(command, _)| *command).collect();
+        let commands = commands.iter().filter_map(|key| self.commands.get(key));
+        commands.filter_map(|command| command.ticket).collect()
     }
 
     /// The account of a lane.
