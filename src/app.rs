@@ -15,13 +15,14 @@ use crate::admin::{Admin, Office, Snapshot, health};
 use crate::broker;
 use crate::broker::link::Link;
 use crate::config::{Account, Config, LedgerUrl, Secret};
-use crate::gateway::client::{Client, Credentials, GatewayUrl, Http};
+use crate::gateway::client::{Client, Credentials, GatewayUrl, Http, Reader};
 use crate::gateway::sign::AppSecret;
 use crate::ledger::{Done, Ledger, Opened, postgres};
 use crate::letters::{self, Letters};
 use crate::notify::Manager;
 use crate::rules::delay::Delays;
 use crate::rules::desk::{AccountPolicy, Adjustment, Desk, Gap, Policy};
+use crate::rules::dry_run::Mode;
 use crate::rules::next::Retry;
 use crate::rules::order::AccountName;
 use crate::rules::poison::Gate;
@@ -29,7 +30,7 @@ use crate::rules::time::later;
 use crate::telemetry::journal::Journal;
 use crate::telemetry::traces::Traces;
 use crate::telemetry::writer::Lines;
-use crate::worker::{Clock, Rules, Stopped, Worker};
+use crate::worker::{Clients, Clock, Rules, Stopped, Worker};
 
 /// Between tries of one order: a busy document is free again after seconds, a broken one is not
 /// hammered.
@@ -54,12 +55,14 @@ const PREFETCH_MAX: usize = 2000;
 
 /// Starts what a worker needs, runs it until `stop`, and takes it down. `seed` decides all chance,
 /// but for the ids of spans; `log` is where the process's log goes; `reloads` are the settings that
-/// were read anew.
+/// were read anew. Of a dry run, `config` is what
+/// [`Config::for_dry_run`] makes of the settings.
 ///
 /// # Errors
 /// When something it needs cannot be had: the ledger, the admin's address, the broker's leave.
 pub async fn run(
     config: Config,
+    mode: Mode,
     seed: u64,
     stop: watch::Receiver<u32>,
     drain: Duration,
@@ -69,11 +72,20 @@ pub async fn run(
     let mut rng = fastrand::Rng::with_seed(seed);
     let names: Vec<AccountName> = config.accounts.keys().cloned().collect();
     let clients = clients(&config)?;
+    let readers: Vec<Arc<Reader>> = clients.iter().map(|client| client.reader()).collect();
+    let clients = match mode {
+        Mode::Live => Clients::Live(clients),
+        Mode::DryRun => Clients::DryRun(readers.clone()),
+    };
 
     let (done_tx, done) = unbounded_channel();
-    let opened = open_ledger(&config, done_tx).await?;
+    let opened = open_ledger(&config, mode, done_tx).await?;
     let clock = Clock::start();
-    let mut desk = Desk::new(policy(&config), &account_policies(&config), rng.fork());
+    let (policy, accounts) = (policy(&config), account_policies(&config));
+    let mut desk = match mode {
+        Mode::Live => Desk::new(policy, &accounts, rng.fork()),
+        Mode::DryRun => Desk::for_dry_run(policy, &accounts, rng.fork()),
+    };
     for (lane, ago) in opened.recent_calls {
         desk.remember_call(lane, clock.now().mono, ago);
     }
@@ -108,7 +120,10 @@ pub async fn run(
     };
     let ledger_timings = opened.ledger.timings().shown;
     let metrics = Arc::new(Metrics::new(destinations, ledger_timings));
-    let (snapshot, snapshot_rx) = watch::channel(Snapshot::starting(Timestamp::now()));
+    let (snapshot, snapshot_rx) = watch::channel(Snapshot {
+        mode,
+        ..Snapshot::starting(Timestamp::now())
+    });
     tell_manager(snapshot_rx.clone(), stop.clone());
     let history = Arc::new(History::default());
     let (pause, pauses) = unbounded_channel();
@@ -137,10 +152,17 @@ pub async fn run(
         )
     })?;
     info!(address = %admin.address, ledger = %shown(&config), accounts = names.len(), "started");
+    if mode.is_dry_run() {
+        warn!(
+            queue = config.amqp.queue,
+            routing_key = "dry-run.#",
+            "a dry run: no order is cancelled; each is looked up, and told what would become of it"
+        );
+    }
 
     let (adjustments_tx, adjustments) = unbounded_channel();
     if let Some(reloads) = reloads {
-        let following = follow_settings(config.clone(), clients.clone(), reloads, adjustments_tx);
+        let following = follow_settings(config.clone(), mode, readers, reloads, adjustments_tx);
         tokio::spawn(following);
     }
     let (events_tx, events) = unbounded_channel();
@@ -154,7 +176,7 @@ pub async fn run(
         clients,
         ledger: opened.ledger,
         done,
-        link: Link::start(broker_settings(&config), events_tx, rng.fork()),
+        link: Link::start(broker_settings(&config, mode), events_tx, rng.fork()),
         events,
         clock,
         metrics,
@@ -209,12 +231,16 @@ fn traces() -> Option<Traces> {
     }
 }
 
-async fn open_ledger(config: &Config, done: UnboundedSender<Done>) -> anyhow::Result<Opened> {
+async fn open_ledger(
+    config: &Config,
+    mode: Mode,
+    done: UnboundedSender<Done>,
+) -> anyhow::Result<Opened> {
     let retention = config.ledger.retention;
     Ok(match &config.ledger.url {
         LedgerUrl::Path(path) => {
             let names = config.accounts.keys().cloned().collect();
-            Ledger::open(path, names, retention, done)?
+            Ledger::open_for(mode, path, names, retention, done)?
         }
         LedgerUrl::Postgres(url) => {
             let settings = postgres::Settings {
@@ -223,7 +249,7 @@ async fn open_ledger(config: &Config, done: UnboundedSender<Done>) -> anyhow::Re
                 timeout: config.api.timeout,
                 retention,
             };
-            postgres::open(settings, done).await?
+            postgres::open_for(mode, settings, done).await?
         }
     })
 }
@@ -267,13 +293,25 @@ fn account_policies(config: &Config) -> Vec<AccountPolicy> {
 /// tells which wait for a restart.
 async fn follow_settings(
     mut known: Config,
-    clients: Vec<Arc<Client>>,
+    mode: Mode,
+    readers: Vec<Arc<Reader>>,
     mut reloads: UnboundedReceiver<Config>,
     adjustments: UnboundedSender<Adjustment>,
 ) {
     while let Some(wanted) = reloads.recv().await {
+        let wanted = match mode {
+            Mode::Live => Ok(wanted),
+            Mode::DryRun => wanted.for_dry_run(),
+        };
+        let wanted = match wanted {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                error!(%error, "the settings were read anew, and cannot be used");
+                continue;
+            }
+        };
         let (applied, waiting) = take_over(&mut known, &wanted);
-        for (account, client) in known.accounts.values().zip(&clients) {
+        for (account, client) in known.accounts.values().zip(&readers) {
             match (credentials(account), previous_credentials(account)) {
                 (Ok(credentials), Ok(previous)) => client.renew(credentials, previous),
                 // The settings were checked; should both disagree, what holds stays.
@@ -433,7 +471,7 @@ fn dead_settings(config: &Config) -> letters::Settings {
 }
 
 /// What the broker's side needs of the settings.
-pub fn broker_settings(config: &Config) -> broker::Settings {
+pub fn broker_settings(config: &Config, mode: Mode) -> broker::Settings {
     broker::Settings {
         urls: config
             .amqp
@@ -446,6 +484,7 @@ pub fn broker_settings(config: &Config) -> broker::Settings {
         dead_queue: config.amqp.dead_queue.clone(),
         declare: config.amqp.declare,
         prefetch: prefetch(config),
+        mode,
         accounts: config.accounts.keys().cloned().collect(),
     }
 }

@@ -22,7 +22,7 @@ use crate::admin::{self, PauseWish, Queue, Snapshot, Trouble};
 use crate::broker::answer::{Publication, Settlement};
 use crate::broker::link::{Link, LinkState};
 use crate::broker::{BrokerEvent, Delivered};
-use crate::gateway::client::{Client, Ended};
+use crate::gateway::client::{Client, Ended, Reader};
 use crate::gateway::sign;
 use crate::gateway::wire::ServerTime;
 use crate::ledger::{self, Done, Leave, Ledger, Sent};
@@ -30,6 +30,7 @@ use crate::rules::admit::{self, House};
 use crate::rules::desk::{
     Action, Adjustment, CallId, Desk, Fate, Intake, LaneId, Note, Telling, Ticket,
 };
+use crate::rules::dry_run::Mode;
 use crate::rules::judge::{CallEnd, CancelLists, FoundOrder};
 use crate::rules::lane::{Health, Method, Paused, Turn};
 use crate::rules::order::{AccountName, CommandId, OrderNo, Outcome};
@@ -121,6 +122,51 @@ pub enum Stopped {
     },
 }
 
+/// The accounts at their gateways, one for each lane. In a dry run there is none that could cancel.
+pub enum Clients {
+    /// They may be told to cancel.
+    Live(Vec<Arc<Client>>),
+    /// They may be asked.
+    DryRun(Vec<Arc<Reader>>),
+}
+
+impl Clients {
+    fn mode(&self) -> Mode {
+        match self {
+            Self::Live(_) => Mode::Live,
+            Self::DryRun(_) => Mode::DryRun,
+        }
+    }
+
+    fn canceller(&self, lane: LaneId) -> Option<Arc<Client>> {
+        match self {
+            Self::Live(clients) => Some(Arc::clone(&clients[lane.0])),
+            Self::DryRun(_) => None,
+        }
+    }
+
+    fn reader(&self, lane: LaneId) -> Arc<Reader> {
+        match self {
+            Self::Live(clients) => clients[lane.0].reader(),
+            Self::DryRun(readers) => Arc::clone(&readers[lane.0]),
+        }
+    }
+
+    fn of(&self, lane: LaneId) -> &Reader {
+        match self {
+            Self::Live(clients) => &clients[lane.0],
+            Self::DryRun(readers) => &readers[lane.0],
+        }
+    }
+
+    fn clock_offsets(&self) -> Vec<Option<i64>> {
+        match self {
+            Self::Live(clients) => clients.iter().map(|c| c.clock_offset_seconds()).collect(),
+            Self::DryRun(readers) => readers.iter().map(|r| r.clock_offset_seconds()).collect(),
+        }
+    }
+}
+
 /// Everything the loop joins.
 pub struct Worker {
     /// Decides.
@@ -130,7 +176,7 @@ pub struct Worker {
     /// What the settings say of commands.
     pub rules: Rules,
     /// One for each lane.
-    pub clients: Vec<Arc<Client>>,
+    pub clients: Clients,
     /// Makes durable.
     pub ledger: Ledger,
     /// What has become durable.
@@ -497,8 +543,12 @@ impl Worker {
             self.ledger.call_ended(leave);
             return self.desk.not_sent(call, &[]);
         }
+        let Some(client) = self.clients.canceller(lane) else {
+            error!("a dry run was to cancel orders, and does not");
+            self.ledger.call_ended(leave);
+            return self.desk.not_sent(call, &[]);
+        };
         self.note_begin(lane, call, Method::Cancel);
-        let client = Arc::clone(&self.clients[lane.0]);
         running.calls.spawn(async move {
             fail_point!("call");
             let ended = client.cancel(&orders).await;
@@ -519,7 +569,7 @@ impl Worker {
         match asked {
             Asked::LookUp(lane, order_no) => {
                 self.note_begin(lane, call, Method::LookUp);
-                let client = Arc::clone(&self.clients[lane.0]);
+                let client = self.clients.reader(lane);
                 running.calls.spawn(async move {
                     fail_point!("look-up");
                     let ended = client.look_up(&order_no).await;
@@ -529,7 +579,7 @@ impl Worker {
             }
             Asked::Probe(lane) => {
                 self.note_begin(lane, call, Method::Probe);
-                let client = Arc::clone(&self.clients[lane.0]);
+                let client = self.clients.reader(lane);
                 running.calls.spawn(async move {
                     let ended = client.now().await;
                     (Answer::Probe(lane, call, ended), leave)
@@ -688,7 +738,7 @@ impl Worker {
     }
 
     fn note_begin(&mut self, lane: LaneId, call: CallId, method: Method) {
-        let (desk, client) = (&self.desk, &self.clients[lane.0]);
+        let (desk, client) = (&self.desk, self.clients.of(lane));
         let callee = callee(desk, client, lane, method);
         self.journal
             .call_begins(call, callee, || desk.waits_for(call));
@@ -702,7 +752,7 @@ impl Worker {
         orders: &[OrderNo],
         ended: &Ended<T>,
     ) {
-        let (desk, client) = (&self.desk, &self.clients[lane.0]);
+        let (desk, client) = (&self.desk, self.clients.of(lane));
         let callee = callee(desk, client, lane, method);
         let answered = Answered {
             orders,
@@ -797,7 +847,12 @@ impl Worker {
                         } else {
                             "no queue is bound"
                         },
-                        "results cannot be delivered; their commands stay unacknowledged. Bind a queue with: wdt-cancel-worker bind QUEUE"
+                        remedy = if self.clients.mode().is_dry_run() {
+                            "wdt-cancel-worker bind --key 'dry-run.#' QUEUE"
+                        } else {
+                            "wdt-cancel-worker bind QUEUE"
+                        },
+                        "results cannot be delivered; their commands stay unacknowledged"
                     );
                 }
             }
@@ -853,17 +908,14 @@ impl Worker {
             told_at: running.told_at,
             ledger,
             accounts: self.desk.reports(now.mono),
-            clock_offsets: self
-                .clients
-                .iter()
-                .map(|c| c.clock_offset_seconds())
-                .collect(),
+            clock_offsets: self.clients.clock_offsets(),
             load,
             oldest_command: self.desk.oldest().map(|at| now.mono.since(at)),
             unsettled,
             kept,
             counts: self.desk.counts().to_vec(),
             since: admin::health::Since::default(),
+            mode: self.clients.mode(),
         };
         running
             .since
@@ -874,7 +926,7 @@ impl Worker {
 }
 
 /// Who is called, for those who tell of it.
-fn callee<'a>(desk: &'a Desk, client: &'a Client, lane: LaneId, method: Method) -> Callee<'a> {
+fn callee<'a>(desk: &'a Desk, client: &'a Reader, lane: LaneId, method: Method) -> Callee<'a> {
     let url = client.url();
     Callee {
         account: desk.account(lane).as_str(),

@@ -116,6 +116,9 @@ impl Check {
 pub struct Report {
     /// Commands are consumed and can be answered.
     pub ready: bool,
+    /// Nothing is cancelled, only looked up; absent otherwise.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
     /// Each check, in a fixed sequence.
     pub checks: Vec<Check>,
 }
@@ -165,6 +168,7 @@ pub fn report(snapshot: &Snapshot) -> Report {
     }
     Report {
         ready: all_work && one_is_callable,
+        dry_run: snapshot.mode.is_dry_run(),
         checks,
     }
 }
@@ -244,8 +248,11 @@ fn seen(queue: &Queue) -> String {
 }
 
 fn results(snapshot: &Snapshot) -> Check {
-    const BIND: &str =
-        "bind a queue to the results' exchange, for example: wdt-cancel-worker bind QUEUE";
+    let bind = if snapshot.mode.is_dry_run() {
+        "bind a queue to the results' exchange, for example: wdt-cancel-worker bind --key 'dry-run.#' QUEUE"
+    } else {
+        "bind a queue to the results' exchange, for example: wdt-cancel-worker bind QUEUE"
+    };
     match (snapshot.undeliverable_since, snapshot.told_at) {
         (Some(since), _) => Check::failing(
             "results",
@@ -254,13 +261,13 @@ fn results(snapshot: &Snapshot) -> Check {
                 "{} results find no queue or a full one",
                 snapshot.load.untold
             ),
-            BIND,
+            bind,
         ),
         (None, Some(at)) => Check::ok("results").seen(format!("last confirmed at {at:.3}")),
         (None, None) if snapshot.queue.exchange_is_new => Check::degraded(
             "results",
             "the results' exchange is new, and nothing was told through it yet; without a queue bound to it nothing can be".to_owned(),
-            BIND,
+            bind,
         ),
         (None, None) => Check::ok("results").seen("nothing was told yet".to_owned()),
     }

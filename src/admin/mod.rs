@@ -29,6 +29,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::rules::desk::{Intake, LaneCounts, LaneId, Load};
+use crate::rules::dry_run::Mode;
 use crate::rules::lane::{LaneReport, Paused};
 use crate::rules::time::Now;
 use metrics::Metrics;
@@ -102,6 +103,8 @@ pub struct Snapshot {
     pub clock_offsets: Vec<Option<i64>>,
     /// What is in hand.
     pub load: Load,
+    /// Nothing is cancelled, only looked up.
+    pub mode: Mode,
     /// For how long the oldest command is in hand.
     pub oldest_command: Option<Duration>,
     /// Deliveries that the broker counts as unacknowledged.
@@ -162,6 +165,7 @@ impl Snapshot {
             accounts: Vec::new(),
             clock_offsets: Vec::new(),
             load: Load::default(),
+            mode: Mode::Live,
             oldest_command: None,
             unsettled: 0,
             kept: 0,

@@ -143,7 +143,9 @@ impl Outlet<'_> {
                 Publication::Event(telling) => {
                     fail_point!("tell");
                     let message = self.write(telling)?;
-                    match &telling.envelope.reply_to {
+                    let requester = telling.envelope.reply_to.as_ref();
+                    // Nobody who waits for an answer is to take a dry run's for it.
+                    match requester.filter(|_| !self.settings.mode.is_dry_run()) {
                         Some(queue) if reply::is_direct(queue) => direct.push(reply::Copy {
                             requester: Arc::clone(queue),
                             body: message.body.clone(),
@@ -213,7 +215,7 @@ impl Outlet<'_> {
     }
 
     fn write(&self, telling: &Telling) -> Result<wire::Message, SessionError> {
-        wire::write(telling, now_seconds()).map_err(SessionError::Unwritable)
+        wire::write(self.settings.mode, telling, now_seconds()).map_err(SessionError::Unwritable)
     }
 
     /// Writes these in their sequence; their confirms are still to come.

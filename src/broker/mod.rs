@@ -27,6 +27,7 @@ use lapin::message::Delivery;
 
 use crate::rules::admit::{RawCommand, RawProperties};
 use crate::rules::desk::{CommandKey, Fate, Ticket};
+use crate::rules::dry_run::Mode;
 use crate::rules::order::AccountName;
 use crate::rules::poison::{Digest, SUSPECT};
 use held::Deliveries;
@@ -46,6 +47,8 @@ pub struct Settings {
     pub declare: bool,
     /// Deliveries in hand at most, but for what `rules/share.rs` says.
     pub prefetch: u16,
+    /// Of a dry run, events are told as such, and to no requester.
+    pub mode: Mode,
     /// The accounts that share the queue.
     pub accounts: Vec<AccountName>,
 }

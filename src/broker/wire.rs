@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::rules::admit::{Envelope, ORDERS_MAX, RawCommand, RawProperties};
 use crate::rules::desk::{Event, Parking, Telling};
+use crate::rules::dry_run::Mode;
 use crate::rules::poison::Digest;
 use crate::rules::trace::{TraceParent, tracestate};
 
@@ -23,6 +24,8 @@ const FOUND_MAX_CHARS: usize = 100;
 /// The namespace of event ids. Fixed for ever: a consumer that keeps ids for deduplication must see
 /// the same one after an upgrade.
 const EVENT_IDS: Uuid = Uuid::from_u128(0x3f6d_8a52_91c4_5e07_b2d8_6c1e_94a7_f035);
+/// The same for dry runs, whose events must not be taken for repetitions of real ones.
+const DRY_RUN_EVENT_IDS: Uuid = Uuid::from_u128(0x9b1e_47d3_06fa_5c28_8e75_a2d4_31c0_5f96);
 /// Stands for a byte that is not part of UTF-8 ([`super::mend`]). Unicode's SUBSTITUTE is made for it.
 pub(super) const SUBSTITUTE: char = '\u{1A}';
 /// What an event's body takes, unless the gateway says much.
@@ -259,7 +262,7 @@ pub fn digest(body: &[u8], properties: &BasicProperties) -> Digest {
 
 /// An event, ready to be published.
 pub struct Message {
-    /// `cancel.ACCOUNT.OUTCOME`.
+    /// `cancel.ACCOUNT.OUTCOME`, of a dry run `dry-run.ACCOUNT.OUTCOME`.
     pub routing_key: String,
     /// The body.
     pub body: Vec<u8>,
@@ -272,6 +275,8 @@ pub struct Message {
 #[derive(Serialize)]
 struct EventBody<'a> {
     event_id: &'a str,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    dry_run: bool,
     command_id: &'a str,
     account: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -293,15 +298,20 @@ struct ReasonBody<'a> {
 }
 
 /// Writes an event; `now` is seconds since 1970.
-pub fn write(telling: &Telling, now: u64) -> serde_json::Result<Message> {
+pub fn write(mode: Mode, telling: &Telling, now: u64) -> serde_json::Result<Message> {
     let Telling {
         envelope, event, ..
     } = telling;
     let outcome = event.ending.outcome().as_str();
-    let id = event_id(envelope, event).to_string();
+    let (namespace, head, kind) = match mode {
+        Mode::Live => (&EVENT_IDS, "cancel", "wdt.cancel.result.v1"),
+        Mode::DryRun => (&DRY_RUN_EVENT_IDS, "dry-run", "wdt.cancel.dry-run.v1"),
+    };
+    let id = event_id(namespace, envelope, event).to_string();
     let mut body = Vec::with_capacity(EVENT_BYTES);
     let event_body = EventBody {
         event_id: &id,
+        dry_run: mode.is_dry_run(),
         command_id: envelope.command_id.as_str(),
         account: &event.account_shown,
         order_no: event.order_no.as_deref(),
@@ -322,12 +332,12 @@ pub fn write(telling: &Telling, now: u64) -> serde_json::Result<Message> {
         .as_ref()
         .map_or("_", |account| account.as_str());
     Ok(Message {
-        routing_key: format!("cancel.{account}.{outcome}"),
+        routing_key: format!("{head}.{account}.{outcome}"),
         body,
         properties: BasicProperties::default()
             .with_message_id(id.as_str().into())
             .with_correlation_id((&*envelope.correlation_id).into())
-            .with_type("wdt.cancel.result.v1".into())
+            .with_type(kind.into())
             .with_content_type("application/json".into())
             .with_app_id("wdt-cancel-worker".into())
             .with_delivery_mode(PERSISTENT)
@@ -339,7 +349,7 @@ pub fn write(telling: &Telling, now: u64) -> serde_json::Result<Message> {
 
 /// UUIDv5 of account, command id, order number and outcome, parted by a control character, which
 /// none of the first three holds where it matters: account names and order numbers have none.
-fn event_id(envelope: &Envelope, event: &Event) -> Uuid {
+fn event_id(namespace: &Uuid, envelope: &Envelope, event: &Event) -> Uuid {
     let name = [
         &*event.account_shown,
         envelope.command_id.as_str(),
@@ -347,7 +357,7 @@ fn event_id(envelope: &Envelope, event: &Event) -> Uuid {
         event.ending.outcome().as_str(),
     ]
     .join("\u{1f}");
-    Uuid::new_v5(&EVENT_IDS, name.as_bytes())
+    Uuid::new_v5(namespace, name.as_bytes())
 }
 
 /// The command's own step in its trace: what follows from the event is its child.

@@ -27,6 +27,7 @@ use crate::broker::link;
 use crate::config::{Amqp, BrokerConfig, Config, LogFormat, Secret};
 use crate::gateway::sandbox::{Account, Options, Running, Sandbox};
 use crate::gateway::sign::AppSecret;
+use crate::rules::dry_run::Mode;
 use crate::telemetry;
 use crate::worker::Stopped;
 
@@ -147,6 +148,7 @@ impl Demo {
         let (stop, stopped) = watch::channel(0);
         let worker = tokio::spawn(app::run(
             config,
+            Mode::Live,
             fastrand::u64(..),
             stopped,
             DRAIN,

@@ -10,6 +10,7 @@ pub mod pause;
 mod reload;
 pub mod run;
 pub mod sandbox;
+pub mod schema;
 pub mod send;
 
 use std::ffi::OsString;
@@ -65,6 +66,11 @@ enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Prints the contract as a file: the schema of a command, of an event, or the AsyncAPI document.
+    Schema {
+        /// Which of them.
+        which: schema::Which,
     },
 }
 
@@ -152,6 +158,10 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Ledger(args) => ledger::run(args, &load(file)?.config).await,
         Command::Config { json } => {
             config::run(&load(file)?, json, &mut std::io::stdout().lock())?;
+            Ok(Exit::Done)
+        }
+        Command::Schema { which } => {
+            schema::run(which, &mut std::io::stdout().lock())?;
             Ok(Exit::Done)
         }
     }

@@ -9,6 +9,7 @@
 
 pub mod bounds;
 mod check;
+mod dry_run;
 mod known;
 mod read;
 mod secret;

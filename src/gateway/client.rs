@@ -212,10 +212,13 @@ pub struct Ended<T> {
     pub http_status: Option<u16>,
 }
 
-/// One account at its gateway.
+/// One account at its gateway, for whoever may cancel there.
 ///
 /// To drop a call's future is to cut its connection: the call may have been executed.
-pub struct Client {
+pub struct Client(Arc<Reader>);
+
+/// One account at its gateway, for whoever may only look: it has no way to cancel.
+pub struct Reader {
     http: Http,
     url: GatewayUrl,
     keys: RwLock<Keys>,
@@ -224,7 +227,35 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that uses our clock as it is until [`Client::now`] has measured the gateway's.
+    /// A client that uses our clock as it is until [`Reader::now`] has measured the gateway's.
+    pub fn new(http: Http, url: GatewayUrl, credentials: Credentials) -> Self {
+        Self(Arc::new(Reader::new(http, url, credentials)))
+    }
+
+    /// The same account, to look only.
+    pub fn reader(&self) -> Arc<Reader> {
+        Arc::clone(&self.0)
+    }
+
+    /// Cancels `orders`, which the caller has recorded as being sent, has bounded, and has freed of
+    /// repetitions.
+    pub async fn cancel(&self, orders: &[OrderNo]) -> Ended<CancelLists> {
+        let body = wire::cancel_body(orders);
+        self.call(sign::CANCEL, None, body, wire::parse_cancel)
+            .await
+    }
+}
+
+impl std::ops::Deref for Client {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        &self.0
+    }
+}
+
+impl Reader {
+    /// See [`Client::new`].
     pub fn new(http: Http, url: GatewayUrl, credentials: Credentials) -> Self {
         Self {
             http,
@@ -267,14 +298,6 @@ impl Client {
             let refused = std::mem::replace(&mut keys.current, other);
             keys.other = Some(refused);
         }
-    }
-
-    /// Cancels `orders`, which the caller has recorded as being sent, has bounded, and has freed of
-    /// repetitions.
-    pub async fn cancel(&self, orders: &[OrderNo]) -> Ended<CancelLists> {
-        let body = wire::cancel_body(orders);
-        self.call(sign::CANCEL, None, body, wire::parse_cancel)
-            .await
     }
 
     /// Looks one order up.

@@ -250,7 +250,7 @@ mod tests {
         #[test]
         fn each_row_is_found(steps in prop::collection::vec(step(), 1..60)) {
             let mut file = Connection::open_in_memory().unwrap();
-            schema::migrate(&mut file, 0).unwrap();
+            schema::migrate(&mut file, 0, crate::rules::dry_run::Mode::Live).unwrap();
             let mut keys = Keys::load(&file, MOST).unwrap();
             let mut rows: Vec<(i64, i64)> = Vec::new();
             for step in steps {

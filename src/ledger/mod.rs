@@ -35,6 +35,7 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use crate::rules::desk::{CallId, Claim, Claimed, Fence, LaneId, Record, RecordId, SendList};
+use crate::rules::dry_run::Mode;
 use crate::rules::lane::Paused;
 use crate::rules::order::{AccountName, OrderNo};
 use crate::rules::poison::{Digest, Past};
@@ -317,7 +318,21 @@ impl Ledger {
         retention: Duration,
         done: UnboundedSender<Done>,
     ) -> Result<Opened, OpenError> {
-        let mut store = Store::open(path, accounts)?;
+        Self::open_for(Mode::Live, path, accounts, retention, done)
+    }
+
+    /// The same for a dry run, if that is the mode: a ledger is of one mode for ever.
+    ///
+    /// # Errors
+    /// As [`Ledger::open`], and when the ledger is one of the other mode.
+    pub fn open_for(
+        mode: Mode,
+        path: &Path,
+        accounts: Vec<AccountName>,
+        retention: Duration,
+        done: UnboundedSender<Done>,
+    ) -> Result<Opened, OpenError> {
+        let mut store = Store::open(mode, path, accounts)?;
         let failed = |error| OpenError::store(path, error);
         let now = Timestamp::now();
         let recent_calls = store.recent_calls(now, CALLS_KEPT).map_err(failed)?;

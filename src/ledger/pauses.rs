@@ -7,6 +7,7 @@ use rusqlite::{OptionalExtension as _, params};
 use super::open::OpenError;
 use super::sqlite::{Store, Writing, timestamp};
 use crate::rules::desk::LaneId;
+use crate::rules::dry_run::Mode;
 use crate::rules::lane::Paused;
 use crate::rules::order::AccountName;
 
@@ -57,7 +58,7 @@ pub fn set(
     paused: Option<&Paused>,
 ) -> Result<(), OpenError> {
     let lanes = (0..accounts.len()).map(LaneId);
-    let mut store = Store::open(path, accounts)?;
+    let mut store = Store::open(Mode::Live, path, accounts)?;
     let written = store.begin().and_then(|writing| {
         for lane in lanes {
             writing.pause(lane, paused)?;

@@ -11,9 +11,21 @@ use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::keys::key_of;
+use crate::rules::dry_run::Mode;
 
 /// `PRAGMA application_id` of a ledger, "wdtl": another program's file is never touched.
-pub(super) const APPLICATION_ID: i32 = 0x7764_746c;
+const APPLICATION_ID: i32 = 0x7764_746c;
+
+/// The same of a dry run's, "wdtd". Such a file is another program's to every worker that cancels.
+const DRY_RUN_APPLICATION_ID: i32 = 0x7764_7464;
+
+/// `PRAGMA application_id` of a ledger of this mode.
+pub(super) const fn application_id(mode: Mode) -> i32 {
+    match mode {
+        Mode::Live => APPLICATION_ID,
+        Mode::DryRun => DRY_RUN_APPLICATION_ID,
+    }
+}
 
 /// The first makes schema 1 of an empty file, each next one the next schema of the one before.
 const MIGRATIONS: &[&str] = &[ORDERS_RESULTS_CALLS, RUNS_TRIALS, MARKS, KEYS, PAUSES];
@@ -109,9 +121,9 @@ CREATE TABLE pauses (
 ///
 /// # Errors
 /// When it cannot be written; it then has the schema up to which it came.
-pub(super) fn migrate(connection: &mut Connection, found: i32) -> rusqlite::Result<()> {
+pub(super) fn migrate(connection: &mut Connection, found: i32, mode: Mode) -> rusqlite::Result<()> {
     define_result_key(connection)?;
-    apply(connection, found, MIGRATIONS)
+    apply(connection, found, mode, MIGRATIONS)
 }
 
 /// `result_key(command_key, order_no)` is [`key_of`] in SQL.
@@ -123,14 +135,19 @@ pub(super) fn define_result_key(connection: &Connection) -> rusqlite::Result<()>
     })
 }
 
-fn apply(connection: &mut Connection, found: i32, migrations: &[&str]) -> rusqlite::Result<()> {
+fn apply(
+    connection: &mut Connection,
+    found: i32,
+    mode: Mode,
+    migrations: &[&str],
+) -> rusqlite::Result<()> {
     for (version, migration) in (1..).zip(migrations) {
         if version <= found {
             continue;
         }
         let step = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         step.execute_batch(migration)?;
-        step.pragma_update(None, "application_id", APPLICATION_ID)?;
+        step.pragma_update(None, "application_id", application_id(mode))?;
         step.pragma_update(None, "user_version", version)?;
         step.commit()?;
         if found > 0 {
@@ -154,12 +171,12 @@ mod tests {
     #[test]
     fn each_migration_is_made_once_and_in_sequence() {
         let mut file = Connection::open_in_memory().unwrap();
-        apply(&mut file, 0, &[FIRST]).unwrap();
+        apply(&mut file, 0, Mode::Live, &[FIRST]).unwrap();
         assert_eq!(number(&file, "PRAGMA user_version"), 1);
         let id = number(&file, "PRAGMA application_id");
         assert_eq!(id, i64::from(APPLICATION_ID));
         for found in [1, 2] {
-            apply(&mut file, found, &[FIRST, SECOND]).unwrap();
+            apply(&mut file, found, Mode::Live, &[FIRST, SECOND]).unwrap();
             assert_eq!(number(&file, "PRAGMA user_version"), 2);
             assert_eq!(number(&file, "SELECT sum(y) FROM a"), 8);
         }
@@ -168,13 +185,13 @@ mod tests {
     #[test]
     fn one_that_fails_leaves_the_file_as_it_was() {
         let mut file = Connection::open_in_memory().unwrap();
-        apply(&mut file, 0, &[FIRST]).unwrap();
+        apply(&mut file, 0, Mode::Live, &[FIRST]).unwrap();
         let broken = "UPDATE a SET x = 0; CREATE TABLE b (x); CREATE TABLE b (x);";
-        apply(&mut file, 1, &[FIRST, SECOND, broken]).unwrap_err();
+        apply(&mut file, 1, Mode::Live, &[FIRST, SECOND, broken]).unwrap_err();
         assert_eq!(number(&file, "PRAGMA user_version"), 2);
         assert_eq!(number(&file, "SELECT sum(x) FROM a"), 7);
         assert_eq!(number(&file, "SELECT sum(y) FROM a"), 8);
-        apply(&mut file, 2, &[FIRST, SECOND, "DROP TABLE a"]).unwrap();
+        apply(&mut file, 2, Mode::Live, &[FIRST, SECOND, "DROP TABLE a"]).unwrap();
         assert_eq!(number(&file, "PRAGMA user_version"), 3);
     }
 }

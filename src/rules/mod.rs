@@ -7,6 +7,7 @@ pub mod admit;
 pub mod dead;
 pub mod delay;
 pub mod desk;
+pub mod dry_run;
 pub mod judge;
 pub mod lane;
 pub mod next;

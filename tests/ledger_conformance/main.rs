@@ -8,6 +8,7 @@
 mod support;
 
 mod both;
+mod modes;
 mod quota;
 mod seat;
 mod shared;

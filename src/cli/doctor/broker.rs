@@ -10,6 +10,7 @@ use crate::broker::bindings::{self, BindingsError};
 use crate::broker::inspect::{self, Found, Greeting, NoEntry};
 use crate::broker::topology::{DEAD_DELIVERY_LIMIT, DELIVERY_LIMIT};
 use crate::config::{Config, Secret};
+use crate::rules::dry_run::Mode;
 
 pub(super) async fn check(sheet: &mut Sheet, config: &Config, management: Option<&Url>) {
     let mut entered = None;
@@ -115,7 +116,7 @@ fn version(sheet: &mut Sheet, check: &str, greeting: &Greeting) {
 
 /// What is there, and what this user may do with it.
 async fn inside(sheet: &mut Sheet, config: &Config, url: &AMQPUri, connection: &Connection) {
-    let settings = app::broker_settings(config);
+    let settings = app::broker_settings(config, Mode::Live);
     let looked = inspect::topology(connection, &settings);
     let Some(looked) = sheet.step("broker topology", looked).await else {
         return;

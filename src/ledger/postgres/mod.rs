@@ -38,6 +38,7 @@ use super::{
     Board, Commits, Done, GROUP_MAX, Leave, Ledger, Opened, RETRY_PAUSE, Request, Sent, Timings,
 };
 use crate::rules::desk::{AccountPolicy, CallId, LaneId};
+use crate::rules::dry_run::Mode;
 use crate::rules::lane::Paused;
 use crate::rules::poison::{Digest, Past, REMEMBERED};
 use crate::rules::time::earlier;
@@ -73,6 +74,16 @@ pub enum OpenError {
         /// The oldest schema whose workers can work with it.
         oldest: i32,
     },
+    /// Dry runs made it, and this is none.
+    #[error(
+        "the ledger under ledger.url is one of dry runs, which cancelled nothing of what it says; name another database in ledger.url"
+    )]
+    OfDryRuns,
+    /// This is a dry run, and it is a real one.
+    #[error(
+        "the ledger under ledger.url is not one of dry runs, and this is one; name another database in ledger.url, or a file"
+    )]
+    OfLiveRuns,
     /// Its thread cannot be started.
     #[error("the ledger's thread cannot be started: {0}")]
     Thread(std::io::Error),
@@ -115,11 +126,23 @@ pub struct Settings {
 /// # Errors
 /// When it cannot be used, or a later version's worker is needed for it.
 pub async fn open(settings: Settings, done: UnboundedSender<Done>) -> Result<Opened, OpenError> {
+    open_for(Mode::Live, settings, done).await
+}
+
+/// The same for a dry run, if that is the mode: a ledger is of one mode for ever.
+///
+/// # Errors
+/// As [`open`], and when the ledger is one of the other mode.
+pub async fn open_for(
+    mode: Mode,
+    settings: Settings,
+    done: UnboundedSender<Done>,
+) -> Result<Opened, OpenError> {
     let db = Db::new(&settings.url)?;
     let term = Term::new(settings.timeout);
     let end = Instant::now() + START;
     let (lease, restored_at, past, paused) = loop {
-        match begin(&db, term, &settings.accounts).await {
+        match begin(&db, mode, term, &settings.accounts).await {
             Ok(begun) => break begun,
             Err(OpenError::Db(error)) if error.may_pass() && Instant::now() < end => {
                 warn!(%error, "the ledger cannot be opened yet; trying again");
@@ -181,8 +204,13 @@ pub async fn open(settings: Settings, done: UnboundedSender<Done>) -> Result<Ope
 
 type Begun = (Lease, Option<Timestamp>, Past, Vec<(LaneId, Paused)>);
 
-async fn begin(db: &Db, term: Term, accounts: &[AccountPolicy]) -> Result<Begun, OpenError> {
-    ready(db).await?;
+async fn begin(
+    db: &Db,
+    mode: Mode,
+    term: Term,
+    accounts: &[AccountPolicy],
+) -> Result<Begun, OpenError> {
+    ready(db, mode).await?;
     let name = format!("{}/{}", host(), std::process::id());
     Ok(db
         .step(async |client| {
@@ -199,9 +227,12 @@ async fn begin(db: &Db, term: Term, accounts: &[AccountPolicy]) -> Result<Begun,
         .await?)
 }
 
-/// Makes what is missing of the tables.
-async fn ready(db: &Db) -> Result<(), OpenError> {
+/// Makes what is missing of the tables, and sees to it that they are of this mode.
+async fn ready(db: &Db, mode: Mode) -> Result<(), OpenError> {
     let found = db.step(schema::find).await?;
+    if found.version > 0 {
+        is_of(db, mode).await?;
+    }
     if !found.is_known() {
         let (found, oldest) = (found.version, found.oldest);
         return Err(OpenError::Newer { found, oldest });
@@ -209,13 +240,25 @@ async fn ready(db: &Db) -> Result<(), OpenError> {
     if found.version >= schema::VERSION {
         return Ok(());
     }
-    match db.step_within(operate::LONG, schema::migrate).await {
-        Ok(_) => Ok(()),
+    let made = db.step_within(operate::LONG, async |client| {
+        schema::migrate(client, mode).await
+    });
+    match made.await {
+        // Another worker may have been the first.
+        Ok(_) => is_of(db, mode).await,
         Err(why) if why.is_denied() => Err(OpenError::MayNotMigrate {
             found: found.version,
             why,
         }),
         Err(error) => Err(error.into()),
+    }
+}
+
+async fn is_of(db: &Db, mode: Mode) -> Result<(), OpenError> {
+    match (mode, db.step(schema::mode).await?) {
+        (Mode::Live, Mode::Live) | (Mode::DryRun, Mode::DryRun) => Ok(()),
+        (Mode::Live, Mode::DryRun) => Err(OpenError::OfDryRuns),
+        (Mode::DryRun, Mode::Live) => Err(OpenError::OfLiveRuns),
     }
 }
 

@@ -13,6 +13,7 @@ use super::connect::{Db, DbError};
 use super::rows::{stored, timestamp};
 use super::{OpenError, schema};
 use crate::ledger::open::{self, Seen};
+use crate::rules::dry_run::Mode;
 use crate::rules::lane::Paused;
 use crate::rules::order::AccountName;
 
@@ -105,7 +106,8 @@ pub async fn migrate(url: &str) -> Result<(i32, i32), OpenError> {
 
 async fn unhurried(client: &Object) -> Result<schema::Found, DbError> {
     client.batch_execute("SET statement_timeout = 0").await?;
-    schema::migrate(client).await
+    // Those that are missing in a ledger of dry runs are the same.
+    schema::migrate(client, Mode::Live).await
 }
 
 /// Its schema, 0 where it has no tables yet, and how many workers have a lease. Changes nothing, and
@@ -190,7 +192,7 @@ async fn count(client: &Object) -> Result<Findings, DbError> {
 /// # Errors
 /// When the database cannot be written.
 pub async fn mark_restored(url: &str) -> Result<Timestamp, OpenError> {
-    super::ready(&Db::new(url)?).await?;
+    super::ready(&Db::new(url)?, Mode::Live).await?;
     let now = Timestamp::now();
     let db = Db::new(url)?;
     db.step(async |client| {
@@ -216,13 +218,17 @@ pub async fn import(url: &str, file: &Path) -> Result<Moved, ImportError> {
     let Seen {
         mut connection,
         schema,
+        mode,
     } = open::look(&held.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    if mode.is_some_and(Mode::is_dry_run) {
+        return Err(crate::ledger::OpenError::OfDryRuns(file.into()).into());
+    }
     if let Some(what) = open::damage(&mut connection, None)? {
         let file = file.display();
         return Err(ImportError::Damaged(format!("{file} is damaged: {what}")));
     }
     let db = Db::new(url).map_err(OpenError::from)?;
-    super::ready(&db).await?;
+    super::ready(&db, Mode::Live).await?;
     let mut moved = Moved::default();
     if schema == 0 {
         return Ok(moved);
@@ -453,7 +459,7 @@ pub async fn pause(
     paused: Option<&Paused>,
 ) -> Result<(), OpenError> {
     let db = Db::new(url)?;
-    super::ready(&db).await?;
+    super::ready(&db, Mode::Live).await?;
     db.step(async |client| {
         for account in accounts {
             super::pauses::write(client, account.as_str(), paused).await?;

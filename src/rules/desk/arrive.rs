@@ -481,6 +481,11 @@ impl Desk {
                 Some("the worker stopped before an answer was recorded")
             }
         };
+        if self.mode.is_dry_run() {
+            // Nothing of it can be in doubt: it was never sent.
+            order.phase = Phase::Doubtful;
+            return lane.look_up_at(now.mono, key);
+        }
         // Of a command that was in hand when the ledger was lost it is likely, of another it is not:
         // that one is sent, and only a no is looked into.
         let mut waiters = order.waiters.iter();

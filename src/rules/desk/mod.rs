@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::dry_run::Mode;
 use super::lane::{Lane, LaneReport, OrderKey, Paused};
 use super::next::Retry;
 use super::order::{AccountName, CommandId, OrderNo};
@@ -142,6 +143,7 @@ pub struct Load {
 #[derive(Debug, Clone)]
 pub struct Desk {
     policy: Policy,
+    mode: Mode,
     rng: fastrand::Rng,
     gap: Option<Gap>,
     lanes: Vec<Lane>,
@@ -186,6 +188,7 @@ impl Desk {
             .collect();
         Self {
             policy,
+            mode: Mode::Live,
             rng,
             gap: None,
             counts: Counts::new(lanes.len()),
@@ -205,6 +208,15 @@ impl Desk {
             last_number: 0,
             actions: Vec::new(),
             draining: false,
+        }
+    }
+
+    /// A desk that never asks for an order to be sent: it is looked up, and told what would become
+    /// of it.
+    pub fn for_dry_run(policy: Policy, accounts: &[AccountPolicy], rng: fastrand::Rng) -> Self {
+        Self {
+            mode: Mode::DryRun,
+            ..Self::new(policy, accounts, rng)
         }
     }
 
