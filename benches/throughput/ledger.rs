@@ -151,7 +151,7 @@ fn fill(path: &Path, remembered: usize) -> rusqlite::Result<()> {
              SELECT command_key, id FROM results WHERE id > ?1 ORDER BY 1",
             [rows - (end - first)],
         )?;
-        step.execute("UPDATE marks SET keys_to = ?1", [rows])?;
+        step.execute("UPDATE marks SET keys_to = ?1, keys_moving_to = ?1", [rows])?;
         step.commit()?;
     }
     ledger.pragma_update(None, "journal_mode", "WAL")?;

@@ -103,8 +103,11 @@ CREATE TABLE result_keys (
     PRIMARY KEY (key, id)
 ) WITHOUT ROWID;
 INSERT INTO result_keys SELECT result_key(command_key, order_no), id FROM results ORDER BY 1, 2;
-ALTER TABLE marks ADD COLUMN keys_to INTEGER NOT NULL DEFAULT 0; -- it has all rows up to this one
+ALTER TABLE marks ADD COLUMN keys_to INTEGER NOT NULL DEFAULT 0; -- it has all rows up to this one,
+ALTER TABLE marks ADD COLUMN keys_moving_to INTEGER NOT NULL DEFAULT 0; -- and of those up to this one
+ALTER TABLE marks ADD COLUMN keys_moved INTEGER;                 -- the ones with keys up to this
 UPDATE marks SET keys_to = (SELECT coalesce(max(id), 0) FROM results);
+UPDATE marks SET keys_moving_to = keys_to;
 DROP INDEX results_by_command;
 ";
 

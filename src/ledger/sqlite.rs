@@ -322,10 +322,17 @@ impl Writing<'_> {
 
     pub(super) fn commit(self) -> rusqlite::Result<()> {
         let commit = *self.commits + 1;
-        let keys_to = self.keys.move_some(&self.transaction)?;
+        let reach = self.keys.move_some(&self.transaction)?;
         self.transaction
-            .prepare_cached("UPDATE marks SET commits = ?1, keys_to = ?2")?
-            .execute([commit.cast_signed(), keys_to])?;
+            .prepare_cached(
+                "UPDATE marks SET commits = ?1, keys_to = ?2, keys_moving_to = ?3, keys_moved = ?4",
+            )?
+            .execute(params![
+                commit.cast_signed(),
+                reach.to,
+                reach.moving_to,
+                reach.moved
+            ])?;
         self.transaction.commit()?;
         self.keys.committed();
         *self.commits = commit;
