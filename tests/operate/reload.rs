@@ -28,8 +28,9 @@ async fn a_secret_is_read_anew_and_what_waited_for_it_goes_on() {
         .without("WDT_ACCOUNTS__DEFAULT__SECRET");
     let amqp = scene.amqp().await;
     let mut results = amqp.results().await;
-    // Never ready until then: it has no other account.
+    // Not ready until it can call: it has no other account.
     let mut worker = setup.start();
+    worker.logs(LATER, "connected to the broker").await;
     amqp.send(&Command::orders(["QC-1"])).await;
     worker.logs(LATER, "the account cannot be called").await;
 
