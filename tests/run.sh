@@ -24,7 +24,7 @@ fi
 say 'building the tests'
 cargo test --locked --no-run
 # Most tests wait most of the time, so these run beside the others: a build, long waits, a database.
-beside=('kill model broker_lines cluster' 'many_workers ledger_conformance integrate')
+beside=('kill model broker_lines cluster' 'many_workers ledger_conformance integrate secrets access')
 others=()
 for test in tests/*.rs tests/*/main.rs; do
   name=${test#tests/}
