@@ -22,6 +22,8 @@ pub mod cli;
 pub mod config;
 pub mod gateway;
 pub mod ledger;
+pub mod letters;
+pub mod notify;
 pub mod rules;
 pub mod telemetry;
 pub mod worker;

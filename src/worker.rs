@@ -16,23 +16,31 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use crate::admin::metrics::Metrics;
-use crate::admin::{self, Snapshot, Trouble};
+use crate::admin::history::History;
+use crate::admin::metrics::{self, Metrics, Pause};
+use crate::admin::{self, PauseWish, Queue, Snapshot, Trouble};
 use crate::broker::answer::{Publication, Settlement};
 use crate::broker::link::{Link, LinkState};
 use crate::broker::{BrokerEvent, Delivered};
-use crate::gateway::client::{Client, Ended};
+use crate::gateway::client::{Client, Ended, Reader};
+use crate::gateway::sign;
 use crate::gateway::wire::ServerTime;
 use crate::ledger::journal::Noted;
 use crate::ledger::{self, Done, Leave, Ledger, Sent};
 use crate::rules::admit::{self, Admission, House};
-use crate::rules::desk::{Action, CallId, Desk, Fate, Intake, LaneId, Note, Telling, Ticket};
+use crate::rules::desk::{
+    Action, Adjustment, CallId, Desk, Fate, Intake, LaneId, Note, Telling, Ticket,
+};
+use crate::rules::dry_run::Mode;
 use crate::rules::judge::{CallEnd, CancelLists, FoundOrder};
-use crate::rules::lane::{Method, Turn};
+use crate::rules::lane::{Health, Method, Paused, Turn};
 use crate::rules::order::{AccountName, CommandId, OrderNo, Outcome};
 use crate::rules::pattern::Pattern;
 use crate::rules::poison::{Gate, Manner, SURVIVED, Step, UNOPENED_MAX};
 use crate::rules::time::{Mono, Now};
+use crate::telemetry::spans::{Answered, Arrival, Callee, ServerUrl, Spans};
+use crate::telemetry::traces::Exports;
+use crate::telemetry::writer::Lines;
 
 /// Deadlines, ages and held deliveries are looked at this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -115,6 +123,51 @@ pub enum Stopped {
     },
 }
 
+/// The accounts at their gateways, one for each lane. In a dry run there is none that could cancel.
+pub enum Clients {
+    /// They may be told to cancel.
+    Live(Vec<Arc<Client>>),
+    /// They may be asked.
+    DryRun(Vec<Arc<Reader>>),
+}
+
+impl Clients {
+    fn mode(&self) -> Mode {
+        match self {
+            Self::Live(_) => Mode::Live,
+            Self::DryRun(_) => Mode::DryRun,
+        }
+    }
+
+    fn canceller(&self, lane: LaneId) -> Option<Arc<Client>> {
+        match self {
+            Self::Live(clients) => Some(Arc::clone(&clients[lane.0])),
+            Self::DryRun(_) => None,
+        }
+    }
+
+    fn reader(&self, lane: LaneId) -> Arc<Reader> {
+        match self {
+            Self::Live(clients) => clients[lane.0].reader(),
+            Self::DryRun(readers) => Arc::clone(&readers[lane.0]),
+        }
+    }
+
+    fn of(&self, lane: LaneId) -> &Reader {
+        match self {
+            Self::Live(clients) => &clients[lane.0],
+            Self::DryRun(readers) => &readers[lane.0],
+        }
+    }
+
+    fn clock_offsets(&self) -> Vec<Option<i64>> {
+        match self {
+            Self::Live(clients) => clients.iter().map(|c| c.clock_offset_seconds()).collect(),
+            Self::DryRun(readers) => readers.iter().map(|r| r.clock_offset_seconds()).collect(),
+        }
+    }
+}
+
 /// Everything the loop joins.
 pub struct Worker {
     /// Decides.
@@ -124,7 +177,7 @@ pub struct Worker {
     /// What the settings say of commands.
     pub rules: Rules,
     /// One for each lane.
-    pub clients: Vec<Arc<Client>>,
+    pub clients: Clients,
     /// Makes durable.
     pub ledger: Ledger,
     /// What has become durable.
@@ -137,6 +190,18 @@ pub struct Worker {
     pub clock: Clock,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// What the operators' page shows of the last hour.
+    pub history: Arc<History>,
+    /// What operators want.
+    pub pauses: UnboundedReceiver<PauseWish>,
+    /// Tells of each command and call.
+    pub spans: Spans,
+    /// The log's way out, which counts what it drops.
+    pub log: Option<Lines>,
+    /// What becomes of spans, where there are any.
+    pub exports: Option<Arc<Exports>>,
+    /// Settings that were read anew.
+    pub adjustments: UnboundedReceiver<Adjustment>,
     /// For the admin listener.
     pub snapshot: watch::Sender<Snapshot>,
 }
@@ -153,6 +218,12 @@ struct Running {
     unroutable_since: Option<Timestamp>,
     /// For the ledger's journal; it gets it before what follows from it is recorded.
     noted: Vec<Noted>,
+    /// When an event was last confirmed.
+    told_at: Option<Timestamp>,
+    /// The newest timestamp of a command that was delivered for the first time.
+    newest: Option<Timestamp>,
+    /// Since when each check of readiness is as it is.
+    since: admin::health::Since,
 }
 
 impl Worker {
@@ -173,6 +244,9 @@ impl Worker {
             counts: true,
             unroutable_since: None,
             noted: Vec::new(),
+            told_at: None,
+            newest: None,
+            since: admin::health::Since::default(),
         };
         self.ledger.begin_run(self.clock.now().wall);
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
@@ -197,6 +271,7 @@ impl Worker {
             tokio::select! {
                 Some(event) = self.events.recv() => self.heard(&mut running, event),
                 Some(done) = self.done.recv() => self.became_durable(&mut running, done),
+                Some(PauseWish { lane, paused }) = self.pauses.recv() => self.ledger.pause(lane, paused),
                 Some(done) = running.calls.join_next() => self.answered(&mut running, done)?,
                 error = self.link.failed() => {
                     self.end_run(&mut running);
@@ -207,6 +282,9 @@ impl Worker {
                 _ = sweep.tick() => {
                     self.sweep(&mut running);
                     self.publish_snapshot(&mut running);
+                }
+                Some(adjustment) = self.adjustments.recv() => {
+                    self.desk.adjust(self.clock.now().mono, &adjustment);
                 }
                 Ok(()) = stop.changed() => {
                     if *stop.borrow() >= 2 && !self.desk.is_idle() {
@@ -275,6 +353,7 @@ impl Worker {
         self.link.close().await;
         fail_point!("disconnected");
         self.ledger.close().await;
+        self.spans.close().await;
     }
 
     /// Whether commands are to be taken from the queue. Those that could not be recorded are better
@@ -323,6 +402,7 @@ impl Worker {
                 Step::Over(digest, is_finished) => self.ledger.end_trial(digest, is_finished),
                 Step::Return(ticket) => {
                     running.unopened.remove(&ticket);
+                    self.metrics.returned();
                     self.link.settle(Settlement::Return(ticket));
                 }
             }
@@ -354,26 +434,31 @@ impl Worker {
         match event {
             BrokerEvent::Delivered(delivered) => self.arrived(running, now, *delivered),
             BrokerEvent::Told {
+                ticket,
                 command,
                 place,
                 fate,
             } => {
                 self.note_fate(running, fate);
-                if fate == Fate::Confirmed
-                    && let Some(event) = self.desk.telling(command, place)
-                {
-                    running.noted.push(Noted::Told {
-                        lane: event.lane,
-                        command_id: event.command_id.clone(),
-                        order_no: event.order_no.cloned(),
-                        outcome: event.outcome,
-                        replayed: event.replayed,
-                    });
+                self.metrics.event_sent(sent(fate));
+                if fate == Fate::Confirmed {
+                    running.told_at = Some(now.wall);
+                    self.note_told(now, ticket, place);
+                    if let Some(event) = self.desk.telling(command, place) {
+                        running.noted.push(Noted::Told {
+                            lane: event.lane,
+                            command_id: event.command_id.clone(),
+                            order_no: event.order_no.cloned(),
+                            outcome: event.outcome,
+                            replayed: event.replayed,
+                        });
+                    }
                 }
                 self.desk.told(now.mono, command, place, fate);
             }
             BrokerEvent::Parked { command, fate } => {
                 self.note_fate(running, fate);
+                self.metrics.copy_sent(sent(fate));
                 if fate == Fate::Confirmed
                     && let Some((lane, command_id)) = self.desk.parking(command)
                 {
@@ -384,6 +469,7 @@ impl Worker {
             }
             BrokerEvent::Lost => {
                 self.desk.session_lost(now.mono);
+                self.spans.session_lost();
                 let steps = self.gate.session_lost();
                 self.take_steps(running, now, steps);
                 running.unopened.clear();
@@ -394,6 +480,9 @@ impl Worker {
     fn arrived(&mut self, running: &mut Running, now: Now, delivered: Delivered) {
         let (ticket, returns) = (delivered.ticket, delivered.returns);
         let digest = || delivered.digest();
+        if !delivered.redelivered {
+            running.newest = running.newest.max(delivered.published());
+        }
         if self.gate.arrive(now.mono, ticket, returns, digest) {
             self.open(running, now, &delivered, Manner::AsUsual);
         } else {
@@ -402,10 +491,17 @@ impl Worker {
     }
 
     fn open(&mut self, running: &mut Running, now: Now, delivered: &Delivered, manner: Manner) {
-        let (raw, properties) = match manner {
+        let (raw, mut properties) = match manner {
             Manner::AsUsual | Manner::GiveUp => delivered.read(),
             Manner::Bury => (Err("not read".into()), delivered.properties()),
         };
+        let arrival = Arrival {
+            ticket: delivered.ticket,
+            redelivered: delivered.redelivered,
+            bytes: delivered.bytes(),
+            published: delivered.published(),
+        };
+        self.spans.arrived(now, arrival, &mut properties);
         let fresh_id = || {
             let id = Uuid::new_v4().to_string();
             CommandId::new(&id).unwrap_or_else(|| unreachable!("a UUID has 36 characters"))
@@ -414,6 +510,7 @@ impl Worker {
         let (ticket, redelivered) = (delivered.ticket, delivered.redelivered);
         running.noted.push(self.asked(&admission));
         self.note_manner(manner, admission.envelope().command_id.as_str());
+        self.spans.admitted(ticket, &admission);
         match manner {
             Manner::AsUsual => {
                 self.metrics.admitted(&admission);
@@ -447,6 +544,12 @@ impl Worker {
                 None => self.desk.not_made(call),
             },
             Done::Recorded(id, lost) => self.desk.recorded(id, &lost),
+            Done::Paused(lanes) => {
+                for (lane, paused) in lanes {
+                    self.pause(lane, paused);
+                }
+                self.publish_snapshot(running);
+            }
         }
     }
 
@@ -461,7 +564,12 @@ impl Worker {
             self.ledger.call_ended(leave);
             return self.desk.not_sent(call, &[]);
         }
-        let client = Arc::clone(&self.clients[lane.0]);
+        let Some(client) = self.clients.canceller(lane) else {
+            error!("a dry run was to cancel orders, and does not");
+            self.ledger.call_ended(leave);
+            return self.desk.not_sent(call, &[]);
+        };
+        self.note_begin(lane, call, Method::Cancel);
         running.calls.spawn(async move {
             fail_point!("call");
             let ended = client.cancel(&orders).await;
@@ -481,7 +589,8 @@ impl Worker {
         }
         match asked {
             Asked::LookUp(lane, order_no) => {
-                let client = Arc::clone(&self.clients[lane.0]);
+                self.note_begin(lane, call, Method::LookUp);
+                let client = self.clients.reader(lane);
                 running.calls.spawn(async move {
                     fail_point!("look-up");
                     let ended = client.look_up(&order_no).await;
@@ -490,7 +599,8 @@ impl Worker {
                 });
             }
             Asked::Probe(lane) => {
-                let client = Arc::clone(&self.clients[lane.0]);
+                self.note_begin(lane, call, Method::Probe);
+                let client = self.clients.reader(lane);
                 running.calls.spawn(async move {
                     let ended = client.now().await;
                     (Answer::Probe(lane, call, ended), leave)
@@ -509,7 +619,7 @@ impl Worker {
         self.ledger.call_ended(leave);
         match answer {
             Answer::Cancel(lane, call, orders, ended) => {
-                self.note_call(lane, Method::Cancel, orders.len(), &ended);
+                self.note_call(lane, call, Method::Cancel, &orders, &ended);
                 self.desk.cancel_answered(now, call, &ended.end);
                 running.noted.push(Noted::Answered {
                     lane,
@@ -521,7 +631,8 @@ impl Worker {
                 });
             }
             Answer::LookUp(lane, call, order_no, ended) => {
-                self.note_call(lane, Method::LookUp, 1, &ended);
+                let orders = std::slice::from_ref(&order_no);
+                self.note_call(lane, call, Method::LookUp, orders, &ended);
                 self.desk.look_up_answered(now, call, &ended.end);
                 running.noted.push(Noted::LookedUp {
                     lane,
@@ -533,11 +644,23 @@ impl Worker {
                 });
             }
             Answer::Probe(lane, call, ended) => {
-                self.note_call(lane, Method::Probe, 0, &ended);
+                self.note_call(lane, call, Method::Probe, &[], &ended);
                 self.desk.probe_answered(now, call, &ended.end);
             }
         }
         Ok(())
+    }
+
+    fn pause(&mut self, lane: LaneId, paused: Option<Paused>) {
+        let account = self.desk.account(lane).as_str();
+        match &paused {
+            Some(paused) => info!(account, by = &*paused.by, "the account is paused"),
+            None => info!(account, "the account is resumed"),
+        }
+        if paused.is_some() {
+            self.metrics.paused(account, Pause::Operator);
+        }
+        self.desk.pause(lane, paused);
     }
 
     // ---- what is to be done ----
@@ -559,13 +682,20 @@ impl Worker {
                 self.note_event(&telling);
                 self.link.publish(Publication::Event(Box::new(telling)));
             }
-            Action::Park(parking) => self.link.publish(Publication::Park(Box::new(parking))),
+            Action::Park(parking) => {
+                self.spans.parks(&parking);
+                self.link.publish(Publication::Park(Box::new(parking)));
+            }
             Action::Acknowledge(finished) => {
-                self.metrics.acknowledged(finished.was_parked());
+                self.note_finished(now, finished.ticket());
                 self.link.settle(Settlement::Acknowledge(finished));
             }
             Action::Release(orders) => self.ledger.release(orders),
-            Action::Return(ticket) => self.link.settle(Settlement::Return(ticket)),
+            Action::Return(ticket) => {
+                self.metrics.returned();
+                self.spans.returned(now, ticket);
+                self.link.settle(Settlement::Return(ticket));
+            }
             Action::Note(lane, note) => self.note(lane, note),
         }
     }
@@ -620,6 +750,7 @@ impl Worker {
         let account = self.desk.account(lane).as_str();
         match note {
             Note::Turn(turn) => {
+                self.note_pause(lane, &turn);
                 let report = self.desk.reports(self.clock.now().mono).swap_remove(lane.0);
                 let health = admin::health::describe(&report);
                 match turn {
@@ -665,29 +796,84 @@ impl Worker {
         }
     }
 
-    fn note_call<T>(&self, lane: LaneId, method: Method, orders: usize, ended: &Ended<T>) {
-        let account = self.desk.account(lane).as_str();
-        let result = result_word(&ended.end);
-        let millis = u64::try_from(ended.duration.as_millis()).unwrap_or(u64::MAX);
-        info!(
-            account,
-            method = admin::metrics::method_word(method),
-            orders,
-            result = %result,
-            http.response.status_code = ended.http_status,
-            duration_ms = millis,
-            "call"
-        );
-        self.metrics.call(
-            account,
-            method,
-            orders,
-            result_class(&ended.end),
-            ended.duration,
-        );
+    /// A pause begins.
+    fn note_pause(&self, lane: LaneId, turn: &Turn) {
+        let report = self.desk.reports(self.clock.now().mono).swap_remove(lane.0);
+        let pause = match (turn, &report.health) {
+            (Turn::Recovered, _) => return,
+            (Turn::CoolsDown(_), _) => Pause::Throttled,
+            (Turn::WasStopped, Health::Stopped { fault, .. }) => Pause::Stopped(*fault),
+            (Turn::WentDown | Turn::WasStopped, _) => Pause::Down,
+        };
+        self.metrics.paused(report.account.as_str(), pause);
     }
 
-    fn note_event(&self, telling: &Telling) {
+    fn note_begin(&mut self, lane: LaneId, call: CallId, method: Method) {
+        let (desk, client) = (&self.desk, self.clients.of(lane));
+        let callee = callee(desk, client, lane, method);
+        self.spans
+            .call_begins(call, callee, || desk.waits_for(call));
+    }
+
+    fn note_call<T>(
+        &mut self,
+        lane: LaneId,
+        call: CallId,
+        method: Method,
+        orders: &[OrderNo],
+        ended: &Ended<T>,
+    ) {
+        let (desk, client) = (&self.desk, self.clients.of(lane));
+        let callee = callee(desk, client, lane, method);
+        let answered = Answered {
+            orders,
+            result: &result_word(&ended.end),
+            class: result_class(&ended.end),
+            http_status: ended.http_status,
+            duration: ended.duration,
+        };
+        self.spans
+            .call_ended(call, callee, answered, || desk.waits_for(call));
+        let cancels = if method == Method::Cancel {
+            orders.len()
+        } else {
+            0
+        };
+        self.history.called(cancels, Timestamp::now());
+        self.metrics.call(&metrics::Call {
+            account: &callee.account.into(),
+            method,
+            host: &callee.url.host.into(),
+            port: callee.url.port,
+            orders: orders.len(),
+            result: answered.class,
+            http_status: ended.http_status,
+            duration: ended.duration,
+        });
+    }
+
+    fn note_told(&self, now: Now, ticket: Ticket, place: usize) {
+        if let Some(told) = self.spans.told(now, ticket, place) {
+            self.metrics.told(
+                &told.account,
+                told.outcome,
+                told.since_arrival,
+                told.since_published,
+            );
+        }
+    }
+
+    fn note_finished(&mut self, now: Now, ticket: Ticket) {
+        if let Some((in_hand, dead_reason)) = self.spans.acknowledged(now, ticket) {
+            self.metrics.acknowledged(in_hand);
+            if let Some(reason) = dead_reason {
+                self.metrics.dead_lettered(reason);
+            }
+        }
+    }
+
+    fn note_event(&mut self, telling: &Telling) {
+        self.spans.tells(telling);
         let event = &telling.event;
         let outcome = event.ending.outcome();
         let account = event.account.as_ref().map_or("_", AccountName::as_str);
@@ -717,6 +903,7 @@ impl Worker {
             }
         }
         self.metrics.event(account, outcome, event.replayed);
+        self.history.told(telling, Timestamp::now());
     }
 
     fn note_fate(&self, running: &mut Running, fate: Fate) {
@@ -731,7 +918,12 @@ impl Worker {
                         } else {
                             "no queue is bound"
                         },
-                        "results cannot be delivered; their commands stay unacknowledged. Bind a queue with: wdt-cancel-worker bind QUEUE"
+                        remedy = if self.clients.mode().is_dry_run() {
+                            "wdt-cancel-worker bind --key 'dry-run.#' QUEUE"
+                        } else {
+                            "wdt-cancel-worker bind QUEUE"
+                        },
+                        "results cannot be delivered; their commands stay unacknowledged"
                     );
                 }
             }
@@ -758,25 +950,78 @@ impl Worker {
             } => Some(Trouble::new(*since, cause).mended_by(remedy)),
         };
         let commits = self.ledger.commits();
-        self.metrics
-            .ledger(commits.groups, commits.requests, commits.micros);
-        self.snapshot.send_replace(Snapshot {
+        self.metrics.ledger(commits.groups, commits.requests);
+        if let Some(log) = &self.log {
+            self.metrics.log(log.dropped());
+        }
+        if let Some(exports) = &self.exports {
+            let (ended, exported) = (exports.ended(), exports.exported());
+            self.metrics.spans(ended, exported, exports.failed());
+        }
+        let seen = progress.seen();
+        let (unsettled, kept) = progress.unsettled();
+        let mut snapshot = Snapshot {
             taken_at: Some(now),
             session,
             consuming: progress.is_consuming(),
             blocked: progress.blocked(),
-            ready: progress.ready(),
+            queue: Queue {
+                ready: seen.ready,
+                consumers: seen.consumers,
+                looked_at: seen.looked_at,
+                subscribed_at: seen.subscribed_at,
+                prefetch: seen.prefetch,
+                exchange_is_new: seen.exchange_is_new,
+                newest: running.newest,
+            },
             intake: self.intake(),
             undeliverable_since: running.unroutable_since,
+            told_at: running.told_at,
             ledger,
             accounts: self.desk.reports(now.mono),
-            clock_offsets: self
-                .clients
-                .iter()
-                .map(|c| c.clock_offset_seconds())
-                .collect(),
+            clock_offsets: self.clients.clock_offsets(),
             load,
-        });
+            oldest_command: self.desk.oldest().map(|at| now.mono.since(at)),
+            unsettled,
+            kept,
+            counts: self.desk.counts().to_vec(),
+            since: admin::health::Since::default(),
+            mode: self.clients.mode(),
+        };
+        running
+            .since
+            .note(now.wall, &admin::health::report(&snapshot));
+        snapshot.since.clone_from(&running.since);
+        self.snapshot.send_replace(snapshot);
+    }
+}
+
+/// Who is called, for those who tell of it.
+fn callee<'a>(desk: &'a Desk, client: &'a Reader, lane: LaneId, method: Method) -> Callee<'a> {
+    let url = client.url();
+    Callee {
+        account: desk.account(lane).as_str(),
+        method,
+        api: match method {
+            Method::Cancel => sign::CANCEL,
+            Method::LookUp => sign::QUERY,
+            Method::Probe => sign::NOW,
+        },
+        url: ServerUrl {
+            scheme: url.scheme(),
+            host: url.host(),
+            port: url.port(),
+            path: url.path(),
+        },
+    }
+}
+
+fn sent(fate: Fate) -> metrics::Sent {
+    match fate {
+        Fate::Confirmed => metrics::Sent::Confirmed,
+        Fate::Unroutable => metrics::Sent::Unroutable,
+        Fate::Refused => metrics::Sent::Refused,
+        Fate::Lost => metrics::Sent::Lost,
     }
 }
 

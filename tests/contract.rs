@@ -2170,7 +2170,11 @@ async fn health_and_metrics_are_served() {
             described.keys().any(|known| name.starts_with(known)),
             "{line:?}"
         );
-        assert!(name.starts_with("wdt_"), "{line:?}");
+        let families = ["wdt_", "messaging_", "http_", "process_"];
+        assert!(
+            families.iter().any(|family| name.starts_with(family)),
+            "{line:?}"
+        );
     }
     assert!(text.ends_with("# EOF\n"), "{text}");
     assert!(!series.is_empty());

@@ -12,8 +12,9 @@ use ledger::Ledger;
 use wdt_cancel_worker::rules::admit::{self, Admission, House, RawCommand, RawProperties};
 use wdt_cancel_worker::rules::delay::Delays;
 use wdt_cancel_worker::rules::desk::{
-    AccountPolicy, Action, CallId, Claim, CommandKey, Desk, Fate, Fence, Holding, Intake, LaneId,
-    Note, OrderRow, OrderState, Parking, Policy, Record, ResultRow, SendList, Telling, Ticket,
+    AccountPolicy, Action, CallId, Claim, CommandKey, Desk, Fate, Fence, Gap, Holding, Intake,
+    LaneId, Note, OrderRow, OrderState, Parking, Policy, Record, ResultRow, SendList, Telling,
+    Ticket,
 };
 use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, FoundOrder, Reply};
 use wdt_cancel_worker::rules::lane::{Method, Turn};
@@ -82,6 +83,10 @@ struct Bench {
 }
 
 fn desk(verify: Verify) -> Desk {
+    desk_of(verify, Desk::new)
+}
+
+fn desk_of(verify: Verify, new: fn(Policy, &[AccountPolicy], fastrand::Rng) -> Desk) -> Desk {
     let policy = Policy {
         retry: Retry {
             max_attempts: 3,
@@ -102,7 +107,7 @@ fn desk(verify: Verify) -> Desk {
         concurrency: 2,
         max_orders_per_call: 20,
     };
-    Desk::new(policy, &[account], fastrand::Rng::with_seed(7))
+    new(policy, &[account], fastrand::Rng::with_seed(7))
 }
 
 fn admitted(id: &str, raw: Result<RawCommand, String>) -> Admission {
@@ -133,6 +138,13 @@ impl Bench {
     /// A bench whose clock is measured already, so that stories begin with their first command.
     fn with(verify: Verify) -> Self {
         let mut bench = Self::fresh(verify);
+        assert_eq!(bench.go(), ["probe"]);
+        bench
+    }
+
+    fn dry_run() -> Self {
+        let mut bench = Self::fresh(Verify::Never);
+        bench.desk = desk_of(Verify::Never, Desk::for_dry_run);
         assert_eq!(bench.go(), ["probe"]);
         bench
     }
@@ -1993,4 +2005,74 @@ fn a_command_that_is_buried_is_parked_and_not_told() {
     bench.desk.session_lost(bench.now.mono);
     assert_eq!(bench.release(), [""; 0]);
     assert!(bench.desk.is_idle());
+}
+
+// A dry run
+
+#[test]
+fn a_dry_run_looks_up_whatever_is_recorded_and_sends_nothing() {
+    let ending = |code| OrderState::Ended(Ending::not(code, "no"), NOON.parse().unwrap());
+    let states = [
+        None,
+        Some(OrderState::Waiting),
+        // By mistake, for a dry run records nothing as sent.
+        Some(OrderState::Sent),
+        Some(ending(ReasonCode::OrderState)),
+        Some(ending(ReasonCode::ApiUnavailable)),
+        Some(ending(ReasonCode::Unconfirmed)),
+    ];
+    for state in states {
+        for redelivered in [false, true] {
+            let mut bench = Bench::dry_run();
+            let (lane, order_no) = named("QC1");
+            let row = state.clone().map(|state| OrderRow {
+                lane,
+                order_no,
+                state,
+                attempts: 1,
+                spent: 1,
+                since: bench.now.wall,
+                fence: Fence(1),
+            });
+            bench.ledger.keep(row.as_slice(), &[]);
+            let (desk_now, restored_at) = (bench.now.wall, bench.now.wall);
+            let until = later(desk_now, Duration::from_secs(60));
+            bench.desk.remember_gap(Gap { restored_at, until });
+            bench.arrive(&command("c", &["QC1"]), redelivered);
+            let story = bench.go();
+            assert_eq!(story.last().unwrap(), "look up QC1", "{state:?}: {story:?}");
+            // Nobody answers; it is looked up again, and again, and that is all.
+            let nobody = || CallEnd::Lost {
+                what: "silence".into(),
+            };
+            let mut story = bench.look_up_ends(&nobody());
+            story.extend(bench.pass(2));
+            story.extend(bench.look_up_ends(&nobody()));
+            story.extend(bench.pass(3));
+            story.extend(bench.look_up_ends(&nobody()));
+            assert!(
+                story.iter().all(|words| !words.starts_with("send")),
+                "{story:?}"
+            );
+            let told = story.iter().find(|words| words.starts_with("tell"));
+            assert!(told.unwrap().contains("api_unavailable"), "{story:?}");
+        }
+    }
+}
+
+#[test]
+fn a_dry_run_tells_a_command_whose_deadline_passed_while_nobody_answered() {
+    let mut bench = Bench::dry_run();
+    bench.deliver(&Sent {
+        deadline: Some(5),
+        ..command("c", &["QC1"])
+    });
+    assert_eq!(bench.go().last().unwrap(), "look up QC1");
+    let gone = CallEnd::NotReached {
+        what: "refused".into(),
+    };
+    let mut story = bench.look_up_ends(&gone);
+    story.extend(bench.pass(6));
+    let told = story.iter().find(|words| words.starts_with("tell"));
+    assert!(told.unwrap().contains("deadline_passed"), "{story:?}");
 }

@@ -51,6 +51,8 @@ async fn on_a_disk_that_is_really_full_nothing_is_sent_or_told_until_there_is_ro
 
     let filler = inside(&worker, &folder.join("filler"));
     fill(&filler);
+    // It is noticed before anything has to be written.
+    red_ledger(&worker).await;
     let load = Load::new(&scene.orders, "QC", 300);
     load.send(&amqp).await;
     let red = red_ledger(&worker).await;

@@ -147,8 +147,19 @@ async fn commands_and_events_pass_through_a_virtual_host_of_the_tests_own() {
     assert!(!got.redelivered);
     vhost.queue_holds(SOON, amqp::COMMANDS, 0, 0).await;
 
-    let event =
-        json!({ "order_no": "QC1", "outcome": "refused", "reason": { "code": "order_state" } });
+    let event = json!({
+        "event_id": "b4b14e9a-7019-53d7-90bb-21532e963222",
+        "command_id": "cmd-1",
+        "account": "default",
+        "order_no": "QC1",
+        "outcome": "refused",
+        "reason": { "code": "order_state", "message": "单据状态不允许取消" },
+        "attempts": 1,
+        "replayed": false,
+        "index": 0,
+        "total": 1,
+        "occurred_at": "2026-11-23T12:00:00.000Z",
+    });
     publish(&amqp, RESULTS, "cancel.default.refused", &event).await;
     publish(&amqp, "", replies.name(), &event).await;
     for inbox in [&mut results, &mut replies] {

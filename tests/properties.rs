@@ -2,6 +2,9 @@
 //! theirs beside them; the desk has a model of its own (`tests/model.rs`).
 #![allow(clippy::unwrap_used, reason = "a test fails where it is surprised")]
 
+#[path = "properties/schemas.rs"]
+mod schemas;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 

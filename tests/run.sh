@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Runs all tests on a machine that has nothing but Rust: installs RabbitMQ, PostgreSQL and a C compiler
-# when they are missing, then `cargo test`. Arguments are passed on to it. The tests start brokers and
-# databases of their own and end them; what runs here already is not touched.
+# Runs all tests on a machine that has nothing but Rust: installs RabbitMQ, PostgreSQL, a C compiler,
+# Python and Node when they are missing, then `cargo test`. Arguments are passed on to it. The tests
+# start brokers and databases of their own and end them; what runs here already is not touched.
 #
 # WDT_TEST_KILLS=50 makes the random kills fewer; without it there are 200, which take some minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . deploy/lib-broker.sh
 . deploy/lib-postgres.sh
+. deploy/lib-examples.sh
 
 need_rust
 need_c_compiler
 install_broker
 install_postgres
+install_examples
 
 if [ $# -gt 0 ]; then
   say "running the tests: cargo test --locked $*"
@@ -22,7 +24,7 @@ fi
 say 'building the tests'
 cargo test --locked --no-run
 # Most tests wait most of the time, so these run beside the others: a build, long waits, a database.
-beside=('kill model broker_lines cluster' 'many_workers ledger_conformance')
+beside=('kill model broker_lines cluster' 'many_workers ledger_conformance integrate secrets access')
 others=()
 for test in tests/*.rs tests/*/main.rs; do
   name=${test#tests/}

@@ -1,10 +1,13 @@
 //! No secret, signature or signed URL in anything that a run writes: the log at its loudest, errors,
-//! pages, events, dead letters, the ledger, command lines.
+//! pages, metrics, traces, events, dead letters, the ledger, command lines.
 #![allow(
     clippy::unwrap_used,
     reason = "a test fails by panicking, its helpers too"
 )]
 
+#[path = "observe/collector.rs"]
+#[allow(dead_code, reason = "only what comes as it is looked at here")]
+mod collector;
 mod support;
 
 use std::collections::BTreeSet;
@@ -13,6 +16,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
+use collector::Collector;
 use serde_json::json;
 use support::amqp::{Amqp, COMMANDS, Command, DEAD, Inbox};
 use support::broker::Vhost;
@@ -228,6 +232,7 @@ async fn nothing_that_a_run_writes_holds_a_secret_or_a_signature() {
     std::fs::write(&file, account().app_secret()).unwrap();
     let unreachable = format!("http://127.0.0.1:{}/openapi", support::process::free_port());
     let tls = no_tls();
+    let collector = Collector::start().await;
     // An account by its variables, one by files, one at a gateway that is not there, one whose
     // gateway speaks no TLS, one with wrong credentials.
     let mut setup = Setup::new(&url, &gateway.url())
@@ -253,7 +258,13 @@ async fn nothing_that_a_run_writes_holds_a_secret_or_a_signature() {
         .set("WDT_API__CALLS_PER_MINUTE", 0)
         .set("WDT_RETRY__MAX_ATTEMPTS", 2)
         .set("WDT_RETRY__MAX_AGE", "30s")
-        .set("RUST_BACKTRACE", "full");
+        .set("RUST_BACKTRACE", "full")
+        .set("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint())
+        .set(
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "authorization=TlsSecretNobodyKnows",
+        )
+        .set("OTEL_BSP_SCHEDULE_DELAY", 50);
     let amqp = Amqp::connect(&vhost.url()).await;
     let mut results = amqp.results().await;
     let mut seen = Vec::new();
@@ -305,6 +316,15 @@ async fn nothing_that_a_run_writes_holds_a_secret_or_a_signature() {
         seen.extend(worker.log().bytes());
     }
     assert!(everything(&mut results, &mut seen).await >= 10);
+    // Spans of commands and calls, with the gateway's words in them.
+    let (heads, traces) = collector.raw();
+    assert!(
+        heads
+            .iter()
+            .all(|head| head.contains("authorization: tlssecretnobodyknows"))
+    );
+    assert!(collector.spans().len() >= 10, "{}", collector.spans().len());
+    seen.extend(traces);
     assert!(everything(&mut amqp.inbox(DEAD).await, &mut seen).await >= 1);
 
     // What people type, with everything wrong that can be.

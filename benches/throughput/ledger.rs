@@ -56,7 +56,9 @@ pub async fn run(broker: &Broker, size: Size, mut rng: fastrand::Rng) {
     throughput(broker, &mut filled, size, &mut rng).await;
     starts(broker, &mut filled, &mut rng).await;
     for retention in [KEEPS, FORGETS] {
-        pauses(broker, &mut filled, size.rate, retention, rng.fork()).await;
+        if size.rate.per_second > 0 {
+            pauses(broker, &mut filled, size.rate, retention, rng.fork()).await;
+        }
     }
 }
 
@@ -151,7 +153,7 @@ fn fill(path: &Path, remembered: usize) -> rusqlite::Result<()> {
              SELECT command_key, id FROM results WHERE id > ?1 ORDER BY 1",
             [rows - (end - first)],
         )?;
-        step.execute("UPDATE marks SET keys_to = ?1", [rows])?;
+        step.execute("UPDATE marks SET keys_to = ?1, keys_moving_to = ?1", [rows])?;
         step.commit()?;
     }
     ledger.pragma_update(None, "journal_mode", "WAL")?;

@@ -1,28 +1,37 @@
-//! The operators' listener: `/livez`, `/readyz` and `/metrics`. It shows and does nothing else, and
-//! whoever can reach it can cost the worker no more than the bounds below.
+//! The operators' listener: `/livez`, `/readyz` and `/metrics` for machines, and the pages for people.
+//! Whoever can reach it can cost the worker no more than the bounds below; who may read the pages and
+//! act, `access` decides.
 
+mod access;
 pub mod health;
+pub mod history;
+pub mod letters;
 pub mod metrics;
+mod pages;
+mod process;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::{Sender, UnboundedSender};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::rules::desk::{Intake, Load};
-use crate::rules::lane::LaneReport;
+use crate::ledger::story::Source;
+use crate::rules::desk::{Intake, LaneCounts, LaneId, Load};
+use crate::rules::dry_run::Mode;
+use crate::rules::lane::{LaneReport, Paused};
 use crate::rules::time::Now;
 use metrics::Metrics;
 
@@ -79,12 +88,14 @@ pub struct Snapshot {
     pub consuming: bool,
     /// Why the broker takes no publications, if it takes none.
     pub blocked: Option<String>,
-    /// Messages that waited in the queue at the last look.
-    pub ready: u64,
+    /// What was seen of the queue.
+    pub queue: Queue,
     /// Whether commands are to be taken.
     pub intake: Intake,
     /// Events find no queue since then.
     pub undeliverable_since: Option<Timestamp>,
+    /// When an event was last confirmed.
+    pub told_at: Option<Timestamp>,
     /// Why the ledger takes no writes, if it takes none.
     pub ledger: Option<Trouble>,
     /// The accounts, in the settings' order.
@@ -93,6 +104,50 @@ pub struct Snapshot {
     pub clock_offsets: Vec<Option<i64>>,
     /// What is in hand.
     pub load: Load,
+    /// Nothing is cancelled, only looked up.
+    pub mode: Mode,
+    /// For how long the oldest command is in hand.
+    pub oldest_command: Option<Duration>,
+    /// Deliveries that the broker counts as unacknowledged.
+    pub unsettled: usize,
+    /// How many of them are kept unopened.
+    pub kept: usize,
+    /// What was counted of each account, in the settings' order.
+    pub counts: Vec<LaneCounts>,
+    /// Since when each check is as it is.
+    pub since: health::Since,
+}
+
+/// What was seen of the commands' queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Queue {
+    /// Messages that waited at the last look.
+    pub ready: u64,
+    /// Consumers that the broker counted then, of all workers.
+    pub consumers: u64,
+    /// When that was.
+    pub looked_at: Option<Timestamp>,
+    /// When the broker confirmed our subscription, while there is one.
+    pub subscribed_at: Option<Timestamp>,
+    /// The prefetch in force; none while as much is in hand as memory allows.
+    pub prefetch: u64,
+    /// The results' exchange was made by this run.
+    pub exchange_is_new: bool,
+    /// The newest timestamp that a publisher gave a command which was delivered for the first time.
+    pub newest: Option<Timestamp>,
+}
+
+impl Queue {
+    /// How old the oldest command in the queue is at most: what waits there was published after what
+    /// was delivered. `None` where nobody says when he publishes.
+    pub fn oldest_age(&self, now: Timestamp) -> Option<Duration> {
+        let newest = self.newest?;
+        if self.ready == 0 {
+            return Some(Duration::ZERO);
+        }
+        // A publisher's clock may be ahead of ours.
+        Some(now.duration_since(newest).try_into().unwrap_or_default())
+    }
 }
 
 impl Snapshot {
@@ -103,15 +158,45 @@ impl Snapshot {
             session: Err(Trouble::new(now, "the worker is starting")),
             consuming: false,
             blocked: None,
-            ready: 0,
+            queue: Queue::default(),
             intake: Intake::Open,
             undeliverable_since: None,
+            told_at: None,
             ledger: None,
             accounts: Vec::new(),
             clock_offsets: Vec::new(),
             load: Load::default(),
+            mode: Mode::Live,
+            oldest_command: None,
+            unsettled: 0,
+            kept: 0,
+            counts: Vec::new(),
+            since: health::Since::default(),
         }
     }
+}
+
+/// An operator's wish: that this account is not called, or is called again.
+#[derive(Debug)]
+pub struct PauseWish {
+    /// The account.
+    pub lane: LaneId,
+    /// By whom and since when, or that it is over.
+    pub paused: Option<Paused>,
+}
+
+/// What the pages need beside the snapshot. It holds the token, so it is never shown.
+pub struct Office {
+    /// `admin.token`.
+    pub token: Option<String>,
+    /// Where orders and commands are looked up.
+    pub ledger: Source,
+    /// The last hour.
+    pub history: Arc<history::History>,
+    /// Where wishes to pause go.
+    pub pause: UnboundedSender<PauseWish>,
+    /// Where wishes for dead letters go.
+    pub letters: Sender<letters::Request>,
 }
 
 #[derive(Clone)]
@@ -119,6 +204,10 @@ struct Desk {
     snapshot: watch::Receiver<Snapshot>,
     metrics: Arc<Metrics>,
 }
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+struct Peer(SocketAddr);
 
 /// The listener, while it serves.
 #[derive(Debug)]
@@ -137,6 +226,7 @@ impl Admin {
         address: SocketAddr,
         snapshot: watch::Receiver<Snapshot>,
         metrics: Arc<Metrics>,
+        office: Office,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
@@ -144,7 +234,11 @@ impl Admin {
             .route("/livez", get(livez))
             .route("/readyz", get(readyz))
             .route("/metrics", get(text_metrics))
-            .with_state(Desk { snapshot, metrics });
+            .with_state(Desk {
+                snapshot: snapshot.clone(),
+                metrics,
+            })
+            .merge(pages::router(snapshot, office));
         let task = tokio::spawn(serve(listener, router));
         Ok(Self { address, task })
     }
@@ -168,15 +262,15 @@ async fn serve(listener: TcpListener, router: Router) {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(connection) => connection,
             Err(error) => {
                 tracing::debug!(%error, "the admin listener");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let service = TowerToHyperService::new(router.clone());
+        let service = TowerToHyperService::new(router.clone().layer(Extension(Peer(peer))));
         let connection = http.serve_connection(TokioIo::new(stream), service);
         connections.spawn(async move {
             // However it ends, nobody is to be told but the one at the other end.

@@ -65,7 +65,6 @@ pub(super) struct Outlet<'a> {
     pub deliveries: &'a Deliveries,
     pub events: &'a UnboundedSender<BrokerEvent>,
     pub blocked: watch::Receiver<bool>,
-    pub rng: fastrand::Rng,
     pub courier: Courier,
 }
 
@@ -144,7 +143,9 @@ impl Outlet<'_> {
                 Publication::Event(telling) => {
                     fail_point!("tell");
                     let message = self.write(telling)?;
-                    match &telling.envelope.reply_to {
+                    let requester = telling.envelope.reply_to.as_ref();
+                    // Nobody who waits for an answer is to take a dry run's for it.
+                    match requester.filter(|_| !self.settings.mode.is_dry_run()) {
                         Some(queue) if reply::is_direct(queue) => direct.push(reply::Copy {
                             requester: Arc::clone(queue),
                             body: message.body.clone(),
@@ -213,9 +214,8 @@ impl Outlet<'_> {
         self.report(sent, confirmed?)
     }
 
-    fn write(&mut self, telling: &Telling) -> Result<wire::Message, SessionError> {
-        let (trace, span) = (self.rng.u128(..), self.rng.u64(..));
-        wire::write(telling, trace, span, now_seconds()).map_err(SessionError::Unwritable)
+    fn write(&self, telling: &Telling) -> Result<wire::Message, SessionError> {
+        wire::write(self.settings.mode, telling, now_seconds()).map_err(SessionError::Unwritable)
     }
 
     /// Writes these in their sequence; their confirms are still to come.
@@ -299,6 +299,7 @@ impl Outlet<'_> {
                 Publication::Event(telling) => {
                     fail_point!("event-confirmed");
                     BrokerEvent::Told {
+                        ticket: telling.ticket,
                         command: telling.command,
                         place: telling.place,
                         fate,

@@ -186,6 +186,18 @@ impl Deliveries {
         })
     }
 
+    /// How many of the session are not settled.
+    pub(super) fn all_unsettled(&self) -> usize {
+        let held = self.lock();
+        let lines = held.lines.values();
+        lines.map(|line| line.outstanding.unsettled()).sum()
+    }
+
+    /// How many of them are kept unopened.
+    pub(super) fn kept(&self) -> usize {
+        self.shares(|shares| shares.kept()).unwrap_or_default()
+    }
+
     /// Channels that are not needed any more.
     pub(super) fn idle_channels(&self) -> Vec<Channel> {
         let now = Instant::now();

@@ -43,6 +43,8 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 const HEARTBEAT_SECONDS: u16 = 10;
 /// Between looks at the queue: is it there, does it know us, does anything come.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Before the first of them, so that it counts the consumer that is being made.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// An answer to such a look.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between sessions.
@@ -59,7 +61,7 @@ const CAUSES_MAX: usize = 32;
 /// Between the last acknowledgement and the close. A quorum queue takes some 32 at a time from a
 /// channel, in milliseconds each; what it has not taken when the channel closes is given out again,
 /// though it was told. Nothing tells when it has taken them.
-const SETTLING: Duration = Duration::from_millis(500);
+pub(super) const SETTLING: Duration = Duration::from_millis(500);
 /// A graceful close is not waited for longer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -93,7 +95,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Starts the link; it reports to `events`. `rng` decides jitter and trace ids.
+    /// Starts the link; it reports to `events`. `rng` decides jitter.
     pub fn start(
         settings: Settings,
         events: UnboundedSender<BrokerEvent>,
@@ -262,6 +264,7 @@ impl Supervisor {
 
     fn lost(&mut self, url: &AMQPUri, error: &SessionError) {
         self.progress.subscribed(false);
+        self.progress.set_deliveries(None);
         self.progress.set_blocked(None);
         let cause = format!("{}: {error}", node(url));
         self.state.send_modify(|state| match state {
@@ -298,6 +301,7 @@ impl Supervisor {
             }
         }
         if found.exchange_is_new {
+            self.progress.exchange_is_new();
             self.warn_of_no_queue();
         }
         info!(
@@ -324,6 +328,7 @@ impl Supervisor {
         });
         let shares = intake::shares(&self.settings);
         let deliveries = Deliveries::on(session.inlet.clone(), shares);
+        self.progress.set_deliveries(Some(deliveries.clone()));
         let (blocked_tx, blocked) = watch::channel(false);
         let watching = Watching {
             publishing: &session.publishing,
@@ -351,7 +356,6 @@ impl Supervisor {
             deliveries: &deliveries,
             events: &self.events,
             blocked,
-            rng: self.rng.fork(),
             courier: Courier::new(session.url.clone()),
         };
         let failed = tokio::select! {
@@ -380,7 +384,7 @@ impl Supervisor {
     }
 }
 
-fn node(url: &AMQPUri) -> String {
+pub(super) fn node(url: &AMQPUri) -> String {
     let AMQPAuthority { host, port, .. } = &url.authority;
     format!("{host}:{port}")
 }
@@ -440,9 +444,17 @@ pub async fn connect_any<'a, U>(urls: U, name: &str) -> anyhow::Result<Connectio
 where
     U: IntoIterator<Item = &'a AMQPUri>,
 {
+    open_any(urls, name, false).await
+}
+
+/// The same; with `mends`, also for messages that the client library cannot read as they are.
+pub(super) async fn open_any<'a, U>(urls: U, name: &str, mends: bool) -> anyhow::Result<Connection>
+where
+    U: IntoIterator<Item = &'a AMQPUri>,
+{
     let mut failure = anyhow::anyhow!("amqp.url names no broker");
     for url in urls {
-        match connect(url, name).await {
+        match open(url, name, mends).await {
             Ok(connection) => return Ok(connection),
             Err(error) => {
                 failure = match error.at(|| node(url)) {
@@ -498,6 +510,7 @@ impl Watching<'_> {
     async fn look(&self) -> Result<Infallible, SessionError> {
         let channel = self.publishing.create_channel().await?;
         let mut suspect: Option<Mark> = None;
+        tokio::time::sleep(FIRST_LOOK).await;
         loop {
             let mark = self.progress.mark();
             let passive = QueueDeclareOptions {
@@ -517,7 +530,8 @@ impl Watching<'_> {
                 }
                 Err(_) => return Err(SessionError::Network("the broker does not answer".into())),
             };
-            self.progress.looked(queue.message_count().into());
+            let (ready, consumers) = (queue.message_count(), queue.consumer_count());
+            self.progress.looked(ready.into(), consumers.into());
             let is_odd = queue.message_count() > 0 || queue.consumer_count() == 0;
             let has_room = self.progress.has_room(self.deliveries.unsettled());
             let now = mark.filter(|_| is_odd && has_room);

@@ -25,6 +25,8 @@ const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 /// `basic.deliver`, class and method.
 const DELIVER: &[u8] = &[0, 60, 0, 60];
+/// `basic.get-ok`, likewise.
+const GET_OK: &[u8] = &[0, 60, 0, 71];
 /// The properties in the sequence of their flags, the highest bit first.
 const PROPERTIES: [Field; 14] = [
     Field::Short,
@@ -132,6 +134,11 @@ fn mend_frame(kind: u8, payload: &mut [u8]) -> Option<()> {
             reader.short()?;
             // The delivery's number, and whether it was given out before.
             reader.take(8 + 1)?;
+            reader.short()?;
+            reader.short()
+        }
+        METHOD if reader.bytes.starts_with(GET_OK) => {
+            reader.take(GET_OK.len() + 8 + 1)?;
             reader.short()?;
             reader.short()
         }

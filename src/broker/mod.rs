@@ -6,8 +6,12 @@
 //! wrong ends the whole session, and a new one is made ([`link`]).
 
 pub mod answer;
+pub mod bindings;
+pub mod dead;
 mod held;
+pub mod inspect;
 pub mod intake;
+mod letter;
 pub mod link;
 mod mend;
 mod peek;
@@ -18,10 +22,12 @@ pub mod wire;
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use lapin::message::Delivery;
 
 use crate::rules::admit::{RawCommand, RawProperties};
 use crate::rules::desk::{CommandKey, Fate, Ticket};
+use crate::rules::dry_run::Mode;
 use crate::rules::order::AccountName;
 use crate::rules::poison::{Digest, SUSPECT};
 use held::Deliveries;
@@ -41,6 +47,8 @@ pub struct Settings {
     pub declare: bool,
     /// Deliveries in hand at most, but for what `rules/share.rs` says.
     pub prefetch: u16,
+    /// Of a dry run, events are told as such, and to no requester.
+    pub mode: Mode,
     /// The accounts that share the queue.
     pub accounts: Vec<AccountName>,
 }
@@ -52,6 +60,8 @@ pub enum BrokerEvent {
     Delivered(Box<Delivered>),
     /// What became of an event.
     Told {
+        /// The delivery that it answers.
+        ticket: Ticket,
         /// The command.
         command: CommandKey,
         /// The entry.
@@ -98,6 +108,16 @@ impl Delivered {
     /// The body, or what is wrong with it, and the properties.
     pub fn read(&self) -> (Result<RawCommand, String>, RawProperties) {
         wire::read(&self.delivery.data, &self.delivery.properties)
+    }
+
+    /// Its size, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.delivery.data.len()
+    }
+
+    /// When it was published, as far as its publisher says.
+    pub fn published(&self) -> Option<Timestamp> {
+        wire::published(&self.delivery.properties)
     }
 
     /// The properties alone.

@@ -1,11 +1,13 @@
 //! What ends a session with the broker, and what can be seen of one.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
 use lapin::ErrorKind;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
+use super::held::Deliveries;
 use super::topology::{TopologyError, words};
 
 /// What ended a session, or kept one from beginning.
@@ -100,7 +102,25 @@ pub struct Progress {
     width: AtomicU64,
     delivered: AtomicU64,
     blocked: Mutex<Option<String>>,
-    ready: AtomicU64,
+    seen: Mutex<Seen>,
+    deliveries: Mutex<Option<Deliveries>>,
+}
+
+/// What was seen of the queue at the last look, and what the broker confirmed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Messages that waited.
+    pub ready: u64,
+    /// Consumers that it counted, of all workers.
+    pub consumers: u64,
+    /// When that was.
+    pub looked_at: Option<Timestamp>,
+    /// When the broker confirmed our subscription, while there is one.
+    pub subscribed_at: Option<Timestamp>,
+    /// The prefetch in force; none while as much is in hand as memory allows.
+    pub prefetch: u64,
+    /// The results' exchange was made by this run, so no queue was bound to it then.
+    pub exchange_is_new: bool,
 }
 
 /// Where a consumer stands: two that are equal are of one subscription, and nothing was delivered
@@ -117,10 +137,12 @@ impl Progress {
             self.subscriptions.fetch_add(1, Ordering::Relaxed);
         }
         self.consuming.store(consuming, Ordering::Relaxed);
+        self.see(|seen| seen.subscribed_at = consuming.then(Timestamp::now));
     }
 
     pub(super) fn set_width(&self, width: u16) {
         self.width.store(width.into(), Ordering::Relaxed);
+        self.see(|seen| seen.prefetch = width.into());
     }
 
     /// While so many of the subscription's are not settled, more would come.
@@ -145,9 +167,34 @@ impl Progress {
         })
     }
 
-    /// Messages that waited in the queue at the last look.
-    pub fn ready(&self) -> u64 {
-        self.ready.load(Ordering::Relaxed)
+    /// What was seen of the queue.
+    pub fn seen(&self) -> Seen {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn see(&self, change: impl FnOnce(&mut Seen)) {
+        change(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Deliveries of this session that are not settled, and how many of them are kept unopened.
+    pub fn unsettled(&self) -> (usize, usize) {
+        let deliveries = self.deliveries();
+        let deliveries = deliveries.as_ref();
+        deliveries.map_or((0, 0), |d| (d.all_unsettled(), d.kept()))
+    }
+
+    fn deliveries(&self) -> MutexGuard<'_, Option<Deliveries>> {
+        let deliveries = self.deliveries.lock();
+        deliveries.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those of a session that begins, or none.
+    pub(super) fn set_deliveries(&self, deliveries: Option<Deliveries>) {
+        *self.deliveries() = deliveries;
+    }
+
+    pub(super) fn exchange_is_new(&self) {
+        self.see(|seen| seen.exchange_is_new = true);
     }
 
     /// Why the broker takes no publications, while it takes none.
@@ -158,8 +205,12 @@ impl Progress {
             .clone()
     }
 
-    pub(super) fn looked(&self, ready: u64) {
-        self.ready.store(ready, Ordering::Relaxed);
+    pub(super) fn looked(&self, ready: u64, consumers: u64) {
+        self.see(|seen| {
+            seen.ready = ready;
+            seen.consumers = consumers;
+            seen.looked_at = Some(Timestamp::now());
+        });
     }
 
     pub(super) fn set_blocked(&self, reason: Option<String>) {

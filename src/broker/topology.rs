@@ -15,9 +15,9 @@ use super::Settings;
 /// Deliveries of one command before the broker itself takes it for poison and dead-letters it. A
 /// command that waits for a day goes back to the queue some 72 times, each of which counts on some
 /// versions, so this leaves room.
-const DELIVERY_LIMIT: i64 = 200;
+pub const DELIVERY_LIMIT: i64 = 200;
 /// The dead-letter queue is read by looking and putting back, which must never drop anything.
-const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
+pub const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
 /// A queue for results, likewise: what drops out of it was never read.
 pub const RESULTS_DELIVERY_LIMIT: i64 = 1_000_000;
 
@@ -55,7 +55,7 @@ pub async fn ensure(connection: &Connection, settings: &Settings) -> Result<Foun
 }
 
 /// The commands' queue: what meets the delivery limit goes to the dead-letter queue, at least once.
-fn queue_arguments(dead_queue: &str) -> FieldTable {
+pub(super) fn queue_arguments(dead_queue: &str) -> FieldTable {
     let mut arguments = quorum(DELIVERY_LIMIT);
     let mut text = |name: &str, value: &str| {
         arguments.insert(name.into(), AMQPValue::LongString(value.into()));
@@ -68,7 +68,7 @@ fn queue_arguments(dead_queue: &str) -> FieldTable {
     arguments
 }
 
-fn dead_queue_arguments() -> FieldTable {
+pub(super) fn dead_queue_arguments() -> FieldTable {
     quorum(DEAD_DELIVERY_LIMIT)
 }
 
@@ -184,12 +184,17 @@ async fn exchange(
     Ok(())
 }
 
-async fn close(channel: &lapin::Channel) {
+pub(super) async fn close(channel: &lapin::Channel) {
     // It served; a failure to close it shows on the connection at once.
     drop(channel.close(200, "done".into()).await);
 }
 
-fn is(error: &lapin::Error, soft: AMQPSoftError) -> bool {
+/// The broker has no such queue or exchange.
+pub(super) fn is_missing(error: &lapin::Error) -> bool {
+    is(error, AMQPSoftError::NOTFOUND)
+}
+
+pub(super) fn is(error: &lapin::Error, soft: AMQPSoftError) -> bool {
     match error.kind() {
         ErrorKind::ProtocolError(error) => *error.kind() == AMQPErrorKind::Soft(soft),
         _ => false,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use md5::{Digest as _, Md5};
@@ -12,6 +13,7 @@ use uuid::Uuid;
 
 use crate::rules::admit::{Envelope, ORDERS_MAX, RawCommand, RawProperties};
 use crate::rules::desk::{Event, Parking, Telling};
+use crate::rules::dry_run::Mode;
 use crate::rules::poison::Digest;
 use crate::rules::trace::{TraceParent, tracestate};
 
@@ -22,12 +24,16 @@ const FOUND_MAX_CHARS: usize = 100;
 /// The namespace of event ids. Fixed for ever: a consumer that keeps ids for deduplication must see
 /// the same one after an upgrade.
 const EVENT_IDS: Uuid = Uuid::from_u128(0x3f6d_8a52_91c4_5e07_b2d8_6c1e_94a7_f035);
+/// The same for dry runs, whose events must not be taken for repetitions of real ones.
+const DRY_RUN_EVENT_IDS: Uuid = Uuid::from_u128(0x9b1e_47d3_06fa_5c28_8e75_a2d4_31c0_5f96);
 /// Stands for a byte that is not part of UTF-8 ([`super::mend`]). Unicode's SUBSTITUTE is made for it.
 pub(super) const SUBSTITUTE: char = '\u{1A}';
 /// What an event's body takes, unless the gateway says much.
 const EVENT_BYTES: usize = 512;
+/// A timestamp from here on is in milliseconds: as seconds it is of the year 5138.
+const SECONDS_MAX: i64 = 100_000_000_000;
 /// `delivery_mode` of a message that survives a restart of the broker.
-const PERSISTENT: u8 = 2;
+pub(super) const PERSISTENT: u8 = 2;
 
 /// Reads a command. The error says what is wrong with the body.
 pub fn read(
@@ -209,8 +215,19 @@ pub fn read_properties(properties: &BasicProperties) -> RawProperties {
         message_id: text(properties.message_id()),
         correlation_id: text(properties.correlation_id()),
         reply_to: text(properties.reply_to()),
-        traceparent: header("traceparent"),
+        traceparent: header("traceparent").and_then(|text| TraceParent::parse(&text)),
         tracestate: header("tracestate"),
+    }
+}
+
+/// When the message was published, by its publisher's word. It is in seconds; milliseconds, which some
+/// publishers write, are known by their size.
+pub fn published(properties: &BasicProperties) -> Option<Timestamp> {
+    let stamp = i64::try_from((*properties.timestamp())?).ok()?;
+    if stamp < SECONDS_MAX {
+        Timestamp::from_second(stamp).ok()
+    } else {
+        Timestamp::from_millisecond(stamp).ok()
     }
 }
 
@@ -245,7 +262,7 @@ pub fn digest(body: &[u8], properties: &BasicProperties) -> Digest {
 
 /// An event, ready to be published.
 pub struct Message {
-    /// `cancel.ACCOUNT.OUTCOME`.
+    /// `cancel.ACCOUNT.OUTCOME`, of a dry run `dry-run.ACCOUNT.OUTCOME`.
     pub routing_key: String,
     /// The body.
     pub body: Vec<u8>,
@@ -258,6 +275,8 @@ pub struct Message {
 #[derive(Serialize)]
 struct EventBody<'a> {
     event_id: &'a str,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    dry_run: bool,
     command_id: &'a str,
     account: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -278,21 +297,21 @@ struct ReasonBody<'a> {
     message: &'a str,
 }
 
-/// Writes an event. `span_chance` makes its step in the trace; `now` is seconds since 1970.
-pub fn write(
-    telling: &Telling,
-    trace_chance: u128,
-    span_chance: u64,
-    now: u64,
-) -> serde_json::Result<Message> {
+/// Writes an event; `now` is seconds since 1970.
+pub fn write(mode: Mode, telling: &Telling, now: u64) -> serde_json::Result<Message> {
     let Telling {
         envelope, event, ..
     } = telling;
     let outcome = event.ending.outcome().as_str();
-    let id = event_id(envelope, event).to_string();
+    let (namespace, head, kind) = match mode {
+        Mode::Live => (&EVENT_IDS, "cancel", "wdt.cancel.result.v1"),
+        Mode::DryRun => (&DRY_RUN_EVENT_IDS, "dry-run", "wdt.cancel.dry-run.v1"),
+    };
+    let id = event_id(namespace, envelope, event).to_string();
     let mut body = Vec::with_capacity(EVENT_BYTES);
     let event_body = EventBody {
         event_id: &id,
+        dry_run: mode.is_dry_run(),
         command_id: envelope.command_id.as_str(),
         account: &event.account_shown,
         order_no: event.order_no.as_deref(),
@@ -313,24 +332,24 @@ pub fn write(
         .as_ref()
         .map_or("_", |account| account.as_str());
     Ok(Message {
-        routing_key: format!("cancel.{account}.{outcome}"),
+        routing_key: format!("{head}.{account}.{outcome}"),
         body,
         properties: BasicProperties::default()
             .with_message_id(id.as_str().into())
             .with_correlation_id((&*envelope.correlation_id).into())
-            .with_type("wdt.cancel.result.v1".into())
+            .with_type(kind.into())
             .with_content_type("application/json".into())
             .with_app_id("wdt-cancel-worker".into())
             .with_delivery_mode(PERSISTENT)
             .with_timestamp(now)
-            .with_headers(trace_headers(envelope, trace_chance, span_chance)),
+            .with_headers(trace_headers(envelope)),
         id,
     })
 }
 
 /// UUIDv5 of account, command id, order number and outcome, parted by a control character, which
 /// none of the first three holds where it matters: account names and order numbers have none.
-fn event_id(envelope: &Envelope, event: &Event) -> Uuid {
+fn event_id(namespace: &Uuid, envelope: &Envelope, event: &Event) -> Uuid {
     let name = [
         &*event.account_shown,
         envelope.command_id.as_str(),
@@ -338,23 +357,17 @@ fn event_id(envelope: &Envelope, event: &Event) -> Uuid {
         event.ending.outcome().as_str(),
     ]
     .join("\u{1f}");
-    Uuid::new_v5(&EVENT_IDS, name.as_bytes())
+    Uuid::new_v5(namespace, name.as_bytes())
 }
 
-fn trace_headers(envelope: &Envelope, trace_chance: u128, span_chance: u64) -> FieldTable {
+/// The command's own step in its trace: what follows from the event is its child.
+fn trace_headers(envelope: &Envelope) -> FieldTable {
     let mut headers = FieldTable::default();
-    let parent = envelope.traceparent.as_deref().and_then(TraceParent::parse);
-    let step = match parent {
-        Some(parent) => parent.child(span_chance),
-        None => TraceParent::root(trace_chance, span_chance),
+    let Some(step) = envelope.traceparent else {
+        return headers;
     };
     headers.insert("traceparent".into(), long(&step.to_string()));
-    let state = envelope
-        .tracestate
-        .as_deref()
-        .and_then(tracestate)
-        .filter(|_| parent.is_some());
-    if let Some(state) = state {
+    if let Some(state) = envelope.tracestate.as_deref().and_then(tracestate) {
         headers.insert("tracestate".into(), long(state));
     }
     headers
@@ -390,10 +403,18 @@ pub fn parked_properties(
         set("x-wdt-origin-user-id", user.as_str());
     }
     headers.insert("x-wdt-dead-at".into(), AMQPValue::Timestamp(now));
-    let mut copy = BasicProperties::default()
+    let copy = BasicProperties::default()
         .with_message_id(parking.envelope.command_id.as_str().into())
         .with_delivery_mode(PERSISTENT)
         .with_headers(headers);
+    with_what_only_tells(copy, properties)
+}
+
+/// Adds those of a message's properties that make the broker do nothing.
+pub(super) fn with_what_only_tells(
+    mut copy: BasicProperties,
+    properties: &BasicProperties,
+) -> BasicProperties {
     type With = fn(BasicProperties, ShortString) -> BasicProperties;
     let texts: [(&Option<ShortString>, With); 6] = [
         (

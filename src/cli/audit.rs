@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use jiff::Timestamp;
 
-use super::story::source;
 use super::{Exit, Usage};
 use crate::config::{Config, parse_duration};
 use crate::ledger::audit::{self, Checked};
+use crate::ledger::story::Source;
 use crate::rules::time::earlier;
 
 /// What is to be done with the journal.
@@ -35,6 +35,7 @@ pub enum Args {
 /// # Errors
 /// When the ledger or the file cannot be read.
 pub async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
+    let source = Source::of(&config.ledger.url);
     match args {
         Args::Export { since } => {
             let since = time(&since).ok_or_else(|| {
@@ -43,10 +44,10 @@ pub async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
                 ))
             })?;
             let out = BufWriter::new(io::stdout());
-            audit::export(&source(config), since, out).await?;
+            audit::export(&source, since, out).await?;
             Ok(Exit::Done)
         }
-        Args::Verify { file: None } => show(&audit::verify(&source(config)).await?),
+        Args::Verify { file: None } => show(&audit::verify(&source).await?),
         Args::Verify { file: Some(file) } => {
             let name = file.display().to_string();
             let file = File::open(file).with_context(|| name.clone())?;

@@ -27,6 +27,7 @@ use crate::broker::link;
 use crate::config::{Amqp, BrokerConfig, Config, LogFormat, Secret};
 use crate::gateway::sandbox::{Account, Options, Running, Sandbox};
 use crate::gateway::sign::AppSecret;
+use crate::rules::dry_run::Mode;
 use crate::telemetry;
 use crate::worker::Stopped;
 
@@ -93,9 +94,10 @@ struct Part {
 /// # Errors
 /// When the broker cannot be reached, or results do not come.
 pub async fn run(args: Args, config: BrokerConfig) -> anyhow::Result<Exit> {
-    if args.log {
-        telemetry::init(LogFormat::Text)?;
-    }
+    let _log = match args.log {
+        true => Some(telemetry::init(LogFormat::Text)?),
+        false => None,
+    };
     let demo = Demo::start(&config.amqp).await?;
     let shown = demo.show().await;
     let cleaned = demo.stop().await;
@@ -144,7 +146,15 @@ impl Demo {
         let config = settings(broker, &name, &gateway.url(), &folder)?;
         let amqp = config.amqp.clone();
         let (stop, stopped) = watch::channel(0);
-        let worker = tokio::spawn(app::run(config, fastrand::u64(..), stopped, DRAIN));
+        let worker = tokio::spawn(app::run(
+            config,
+            Mode::Live,
+            fastrand::u64(..),
+            stopped,
+            DRAIN,
+            None,
+            None,
+        ));
         let channel = connection.create_channel().await?;
         let demo = Self {
             amqp,

@@ -3,10 +3,15 @@
 pub mod audit;
 pub mod bind;
 pub mod config;
+pub mod dead;
 pub mod demo;
+pub mod doctor;
 pub mod ledger;
+pub mod pause;
+mod reload;
 pub mod run;
 pub mod sandbox;
+pub mod schema;
 pub mod send;
 pub mod story;
 
@@ -38,14 +43,23 @@ struct Cli {
 enum Command {
     /// Runs the worker.
     Run(run::Args),
+    /// Looks whether all that a worker needs is there, and says what would mend what is not.
+    Doctor(doctor::Args),
     /// Sends a cancel command and shows its results as they come.
     Send(send::Args),
     /// Creates a durable queue and binds it to the results' exchange.
     Bind(bind::Args),
+    /// Looks into the dead-letter queue, sends what is in it back to work, removes it.
+    #[command(subcommand)]
+    Dead(dead::Args),
     /// Shows everything at work: a gateway of its own, a worker, orders of every fate.
     Demo(demo::Args),
     /// Runs an emulator of the Wangdian gateway, to try things out.
     Sandbox(sandbox::Args),
+    /// Makes no new calls for accounts until they are resumed; their orders wait.
+    Pause(pause::Args),
+    /// Calls paused accounts again.
+    Resume(pause::Args),
     /// Backs the ledger up, restores it, looks into it, and moves it to a database.
     #[command(subcommand)]
     Ledger(ledger::Args),
@@ -63,6 +77,11 @@ enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Prints the contract as a file: the schema of a command, of an event, or the AsyncAPI document.
+    Schema {
+        /// Which of them.
+        which: schema::Which,
     },
 }
 
@@ -138,17 +157,25 @@ fn code(exit: Exit) -> ExitCode {
 async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     let file = cli.config.as_deref();
     match cli.command {
-        Command::Run(args) => run::run(args, load(file)?.config).await,
+        Command::Run(args) => run::run(args, load(file)?.config, file).await,
+        Command::Doctor(args) => doctor::run(args, load(file)).await,
         Command::Send(args) => send::run(args, broker(file)?).await,
         Command::Bind(args) => bind::run(args, broker(file)?).await,
+        Command::Dead(args) => dead::run(args, broker(file)?).await,
         Command::Demo(args) => demo::run(args, broker(file)?).await,
         Command::Sandbox(args) => sandbox::run(args).await.map(|()| Exit::Done),
+        Command::Pause(args) => pause::run(args, &load(file)?.config, true).await,
+        Command::Resume(args) => pause::run(args, &load(file)?.config, false).await,
         Command::Ledger(args) => ledger::run(args, &load(file)?.config).await,
         Command::Order(args) => story::orders(args, &load(file)?.config).await,
         Command::Request(args) => story::command(args, &load(file)?.config).await,
         Command::Audit(args) => audit::run(args, &load(file)?.config).await,
         Command::Config { json } => {
             config::run(&load(file)?, json, &mut std::io::stdout().lock())?;
+            Ok(Exit::Done)
+        }
+        Command::Schema { which } => {
+            schema::run(which, &mut std::io::stdout().lock())?;
             Ok(Exit::Done)
         }
     }

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use serde::Serialize;
 
 use super::{Exit, Usage};
-use crate::config::{Config, LedgerUrl};
+use crate::config::Config;
 use crate::ledger::story::{self, Source};
 use crate::rules::order::{AccountName, CommandId, OrderNo};
 
@@ -51,25 +51,18 @@ impl Shown {
     }
 }
 
-/// Where the ledger of these settings is.
-pub(super) fn source(config: &Config) -> Source {
-    match &config.ledger.url {
-        LedgerUrl::Path(path) => Source::File(path.clone()),
-        LedgerUrl::Postgres(url) => Source::Database(url.expose().clone()),
-    }
-}
-
 /// Tells of orders; fails when one of them is not known.
 ///
 /// # Errors
 /// When the ledger cannot be read.
 pub async fn orders(args: OrderArgs, config: &Config) -> anyhow::Result<Exit> {
     let account = args.shown.account()?;
+    let source = Source::of(&config.ledger.url);
     let mut known = Vec::new();
     let mut unknown = Vec::new();
     for text in &args.orders {
         let order_no = OrderNo::new(text).map_err(|error| Usage(format!("{text:?} {error}")))?;
-        let stories = story::of_order(&source(config), &order_no, account.as_ref()).await?;
+        let stories = story::of_order(&source, &order_no, account.as_ref()).await?;
         if stories.is_empty() {
             unknown.push(order_no);
         }
@@ -90,7 +83,8 @@ pub async fn command(args: CommandArgs, config: &Config) -> anyhow::Result<Exit>
     let account = args.shown.account()?;
     let id = CommandId::new(&args.id)
         .ok_or_else(|| Usage("a command's id has 1 to 255 bytes".to_owned()))?;
-    let known = story::of_command(&source(config), &id, account.as_ref()).await?;
+    let source = Source::of(&config.ledger.url);
+    let known = story::of_command(&source, &id, account.as_ref()).await?;
     show(&known, args.shown.json, |story, out| story.write(out))?;
     if known.is_empty() {
         eprintln!("wdt-cancel-worker: command {id} is not known to the ledger");

@@ -58,6 +58,18 @@ pub(super) fn listen(value: &Value) -> Result<SocketAddr, String> {
     })
 }
 
+/// A token's length at least: what can be guessed protects nothing.
+const TOKEN_MIN_BYTES: usize = 16;
+
+pub(super) fn token(value: &Value) -> Result<String, String> {
+    match text(value)?.trim() {
+        token if token.len() >= TOKEN_MIN_BYTES => Ok(token.to_owned()),
+        _ => Err(format!(
+            "at least {TOKEN_MIN_BYTES} characters would do, such as: openssl rand -hex 16"
+        )),
+    }
+}
+
 pub(super) fn secret_and_salt(value: &Value) -> Result<(String, String), String> {
     match text(value)?.split_once(':') {
         Some((secret, salt)) if !secret.is_empty() && !salt.is_empty() => {

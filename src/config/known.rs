@@ -16,7 +16,7 @@ pub(super) enum Shown {
 }
 
 /// Every setting, in the contract's order.
-const KNOWN: [(&str, Shown); 25] = [
+const KNOWN: [(&str, Shown); 28] = [
     ("amqp.url", Shown::AsUrl),
     ("amqp.queue", Shown::Whole),
     ("amqp.exchange", Shown::Whole),
@@ -32,6 +32,8 @@ const KNOWN: [(&str, Shown); 25] = [
     ("accounts.NAME.sid", Shown::Whole),
     ("accounts.NAME.key", Shown::Never),
     ("accounts.NAME.secret", Shown::Never),
+    ("accounts.NAME.previous_key", Shown::Never),
+    ("accounts.NAME.previous_secret", Shown::Never),
     ("accounts.NAME.url", Shown::Whole),
     ("accounts.NAME.calls_per_minute", Shown::Whole),
     ("accounts.NAME.concurrency", Shown::Whole),
@@ -41,6 +43,7 @@ const KNOWN: [(&str, Shown); 25] = [
     ("retry.max_attempts", Shown::Whole),
     ("retry.max_age", Shown::Whole),
     ("admin.listen", Shown::Whole),
+    ("admin.token", Shown::Never),
     ("log.format", Shown::Whole),
 ];
 

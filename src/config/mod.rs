@@ -9,6 +9,7 @@
 
 pub mod bounds;
 mod check;
+mod dry_run;
 mod known;
 mod read;
 mod secret;
@@ -93,12 +94,25 @@ pub struct Account {
     pub secret: Secret<String>,
     /// What is sent and signed; not empty.
     pub salt: Secret<String>,
+    /// What is tried when the gateway refuses these.
+    pub previous: Option<Previous>,
     /// The most calls in a minute, up to 60,000; 0 is no limit.
     pub calls_per_minute: u32,
     /// Calls in flight, 1 to 64.
     pub concurrency: u32,
     /// Order numbers in one call, 1 to 1000.
     pub max_orders_per_call: u32,
+}
+
+/// The credentials that hold besides an account's own, while keys are changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Previous {
+    /// The app key.
+    pub key: Secret<String>,
+    /// What signs a request.
+    pub secret: Secret<String>,
+    /// What is sent and signed.
+    pub salt: Secret<String>,
 }
 
 /// Section `ledger`.
@@ -133,6 +147,8 @@ pub struct Retry {
 pub struct Admin {
     /// Where health, metrics and the operators' pages are served. Port 0 is any free one.
     pub listen: SocketAddr,
+    /// What whoever acts has to know, at least 16 bytes; without one nobody acts.
+    pub token: Option<Secret<String>>,
 }
 
 /// Section `log`.

@@ -3,13 +3,13 @@
 use super::bounds;
 use super::check::{
     GATEWAY_URL_WOULD_DO, amqp_name, amqp_urls, calls_per_minute, concurrency, gateway_url,
-    ledger_url, listen, log_format, orders_per_call, patterns, secret_and_salt, verify,
+    ledger_url, listen, log_format, orders_per_call, patterns, secret_and_salt, token, verify,
 };
 use super::known::{Shown, shown, variable_of};
 use super::secret::{Secret, mask_url};
 use super::source::{Found, Given, Origin, Sources, read_secret};
 use super::value::{Value, boolean, duration, filled, integer};
-use super::{Account, Admin, Amqp, Api, Config, Ledger, Log, Retry, Setting};
+use super::{Account, Admin, Amqp, Api, Config, Ledger, Log, Previous, Retry, Setting};
 use crate::rules::order::AccountName;
 use reqwest::Url;
 use std::collections::BTreeMap;
@@ -61,7 +61,7 @@ impl Reader {
         let accounts = self.accounts(&shared);
         let ledger = self.ledger();
         let retry = self.retry();
-        let admin = self.or_default("admin.listen", "127.0.0.1:9464", listen);
+        let admin = self.admin();
         let log = self.log();
         Some(Config {
             amqp: amqp?,
@@ -72,7 +72,7 @@ impl Reader {
             accounts,
             ledger: ledger?,
             retry: retry?,
-            admin: Admin { listen: admin? },
+            admin: admin?,
             log: log?,
         })
     }
@@ -152,6 +152,8 @@ impl Reader {
         let sid = self.required(&of("sid"), filled);
         let key = self.required(&of("key"), filled);
         let secret = self.required(&of("secret"), secret_and_salt);
+        let previous_key = self.optional(&of("previous_key"), filled);
+        let previous_secret = self.optional(&of("previous_secret"), secret_and_salt);
         let url = self.or_shared(&of("url"), "api.url", shared.url.clone(), gateway_url);
         let calls_per_minute = self.or_shared(
             &of("calls_per_minute"),
@@ -171,13 +173,26 @@ impl Reader {
             shared.max_orders_per_call,
             orders_per_call,
         );
-        let (secret, salt) = secret?;
+        let (key, (secret, salt)) = (key?, secret?);
+        // One of the two may be all that changes.
+        let previous = match (previous_key?, previous_secret?) {
+            (None, None) => None,
+            (previous_key, previous_secret) => {
+                let (secret, salt) = previous_secret.unwrap_or((secret.clone(), salt.clone()));
+                Some(Previous {
+                    key: Secret::new(previous_key.unwrap_or_else(|| key.clone())),
+                    secret: Secret::new(secret),
+                    salt: Secret::new(salt),
+                })
+            }
+        };
         Some(Account {
             url: url?,
             sid: sid?,
-            key: Secret::new(key?),
+            key: Secret::new(key),
             secret: Secret::new(secret),
             salt: Secret::new(salt),
+            previous,
             calls_per_minute: calls_per_minute?,
             concurrency: concurrency?,
             max_orders_per_call: max_orders_per_call?,
@@ -203,6 +218,15 @@ impl Reader {
         Some(Retry {
             max_attempts: max_attempts?,
             max_age: max_age?,
+        })
+    }
+
+    fn admin(&mut self) -> Option<Admin> {
+        let listen = self.or_default("admin.listen", "127.0.0.1:9464", listen);
+        let token = self.optional("admin.token", token);
+        Some(Admin {
+            listen: listen?,
+            token: token?.map(Secret::new),
         })
     }
 

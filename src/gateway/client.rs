@@ -16,8 +16,8 @@
 
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -28,7 +28,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::sign::{self, AppSecret, Paging, Signed};
 use super::wire::{self, ServerTime};
-use crate::rules::judge::{CallEnd, CancelLists, FoundOrder, Reply};
+use crate::rules::judge::{self, CallEnd, CancelLists, FoundOrder, News, Reply, SettingsFault};
 use crate::rules::order::OrderNo;
 
 /// Longest answer that is read, in bytes. An answer to a full list has some KiB, a document with
@@ -112,6 +112,27 @@ impl GatewayUrl {
     fn is_https(&self) -> bool {
         self.0.scheme() == "https"
     }
+
+    /// `http` or `https`.
+    pub fn scheme(&self) -> &str {
+        self.0.scheme()
+    }
+
+    /// The server's name or number.
+    pub fn host(&self) -> &str {
+        // Neither scheme goes without one.
+        self.0.host_str().unwrap_or_default()
+    }
+
+    /// The server's port.
+    pub fn port(&self) -> u16 {
+        self.0.port_or_known_default().unwrap_or_default()
+    }
+
+    /// What follows the host.
+    pub fn path(&self) -> &str {
+        self.0.path()
+    }
 }
 
 impl fmt::Display for GatewayUrl {
@@ -173,6 +194,12 @@ pub struct Credentials {
     pub secret: AppSecret,
 }
 
+/// Those of the next call, and those that are tried when the gateway refuses them.
+struct Keys {
+    current: Arc<Credentials>,
+    other: Option<Arc<Credentials>>,
+}
+
 /// One call, ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
@@ -185,26 +212,29 @@ pub struct Ended<T> {
     pub http_status: Option<u16>,
 }
 
-/// One account at its gateway.
+/// One account at its gateway, for whoever may cancel there.
 ///
 /// To drop a call's future is to cut its connection: the call may have been executed.
-pub struct Client {
+pub struct Client(Arc<Reader>);
+
+/// One account at its gateway, for whoever may only look: it has no way to cancel.
+pub struct Reader {
     http: Http,
     url: GatewayUrl,
-    credentials: Credentials,
+    keys: RwLock<Keys>,
     /// Seconds that the gateway's clock is ahead of ours.
     clock_offset: AtomicI64,
 }
 
 impl Client {
-    /// A client that uses our clock as it is until [`Client::now`] has measured the gateway's.
+    /// A client that uses our clock as it is until [`Reader::now`] has measured the gateway's.
     pub fn new(http: Http, url: GatewayUrl, credentials: Credentials) -> Self {
-        Self {
-            http,
-            url,
-            credentials,
-            clock_offset: AtomicI64::new(NOT_MEASURED),
-        }
+        Self(Arc::new(Reader::new(http, url, credentials)))
+    }
+
+    /// The same account, to look only.
+    pub fn reader(&self) -> Arc<Reader> {
+        Arc::clone(&self.0)
     }
 
     /// Cancels `orders`, which the caller has recorded as being sent, has bounded, and has freed of
@@ -213,6 +243,61 @@ impl Client {
         let body = wire::cancel_body(orders);
         self.call(sign::CANCEL, None, body, wire::parse_cancel)
             .await
+    }
+}
+
+impl std::ops::Deref for Client {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        &self.0
+    }
+}
+
+impl Reader {
+    /// See [`Client::new`].
+    pub fn new(http: Http, url: GatewayUrl, credentials: Credentials) -> Self {
+        Self {
+            http,
+            url,
+            keys: RwLock::new(Keys {
+                current: Arc::new(credentials),
+                other: None,
+            }),
+            clock_offset: AtomicI64::new(NOT_MEASURED),
+        }
+    }
+
+    /// Where the gateway is.
+    pub fn url(&self) -> &GatewayUrl {
+        &self.url
+    }
+
+    /// From the next call on these hold, and when the gateway refuses them, the `other` ones. Calls
+    /// in flight end as they began.
+    pub fn renew(&self, credentials: Credentials, other: Option<Credentials>) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Keys {
+            current: Arc::new(credentials),
+            other: other.map(Arc::new),
+        };
+    }
+
+    fn credentials(&self) -> Arc<Credentials> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&keys.current)
+    }
+
+    /// The gateway has refused these: the next call goes with the other ones, where there are some.
+    /// What a call that is not executed costs is the account's pause, some seconds.
+    fn refused(&self, credentials: &Arc<Credentials>) {
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        // Several calls may be refused at a time; the first of them changes it.
+        if Arc::ptr_eq(&keys.current, credentials)
+            && let Some(other) = keys.other.take()
+        {
+            let refused = std::mem::replace(&mut keys.current, other);
+            keys.other = Some(refused);
+        }
     }
 
     /// Looks one order up.
@@ -272,10 +357,11 @@ impl Client {
         parse: fn(&[u8]) -> Result<Reply<T>, String>,
     ) -> Ended<T> {
         let begun = Instant::now();
+        let credentials = self.credentials();
         let signed = sign::Call {
-            sid: &self.credentials.sid,
-            key: &self.credentials.key,
-            secret: &self.credentials.secret,
+            sid: &credentials.sid,
+            key: &credentials.key,
+            secret: &credentials.secret,
             method,
             timestamp: sign::timestamp(self.gateway_time()),
             paging,
@@ -297,11 +383,19 @@ impl Client {
                 let retry_after = retry_after(response.headers(), self.gateway_time());
                 let mut large = None;
                 let body = self.read_body(response, begun, &mut large).await;
-                let end = self.answer(status, retry_after, body, &signed, parse);
+                let request = (&*credentials, &signed);
+                let end = self.answer(status, retry_after, body, request, parse);
                 drop(large);
                 (end, Some(status))
             }
         };
+        if let News::Misconfigured {
+            fault: SettingsFault::Credentials,
+            ..
+        } = judge::judge_probe(&end)
+        {
+            self.refused(&credentials);
+        }
         Ended {
             end,
             duration: begun.elapsed(),
@@ -368,10 +462,10 @@ impl Client {
         status: u16,
         retry_after: Option<Duration>,
         body: Result<Vec<u8>, BodyError>,
-        signed: &Signed<'_>,
+        (credentials, signed): (&Credentials, &Signed<'_>),
         parse: fn(&[u8]) -> Result<Reply<T>, String>,
     ) -> CallEnd<T> {
-        let body = body.map(|body| without(&self.hidden(signed), body));
+        let body = body.map(|body| without(&self.hidden(credentials, signed), body));
         let garbled = |what: String| CallEnd::Garbled { what, retry_after };
         let body = match (status, body) {
             (429, _) => return CallEnd::Throttled { retry_after },
@@ -407,7 +501,7 @@ impl Client {
         match parse(&body) {
             Ok(reply) => CallEnd::Answered(reply),
             Err(why) => {
-                let repeats = self.repeats_request(&body, signed);
+                let repeats = self.repeats_request(&body, credentials, signed);
                 let shown = if repeats {
                     String::new()
                 } else {
@@ -421,8 +515,8 @@ impl Client {
 
     /// What must not be shown, in lower case, as it is and as a URL has it. What is short is in many
     /// a text by chance, order numbers among them, and must not be crossed out there.
-    fn hidden(&self, signed: &Signed<'_>) -> Vec<String> {
-        let Credentials { key, secret, .. } = &self.credentials;
+    fn hidden(&self, credentials: &Credentials, signed: &Signed<'_>) -> Vec<String> {
+        let Credentials { key, secret, .. } = credentials;
         let long = [key.as_str(), secret.salt()]
             .into_iter()
             .filter(|text| text.len() >= HIDDEN_MIN_BYTES);
@@ -437,12 +531,12 @@ impl Client {
     }
 
     /// Whether an answer holds what must not get into a log, or held it.
-    fn repeats_request(&self, body: &[u8], signed: &Signed<'_>) -> bool {
-        let Credentials { key, secret, .. } = &self.credentials;
+    fn repeats_request(&self, body: &[u8], credentials: &Credentials, signed: &Signed<'_>) -> bool {
+        let Credentials { key, secret, .. } = credentials;
         let body = String::from_utf8_lossy(body).to_ascii_lowercase();
         let short =
             [key.as_str(), secret.salt(), "sign=", CROSSED_OUT].map(str::to_ascii_lowercase);
-        let mut hidden = self.hidden(signed).into_iter().chain(short);
+        let mut hidden = self.hidden(credentials, signed).into_iter().chain(short);
         hidden.any(|text| body.contains(&text))
     }
 }

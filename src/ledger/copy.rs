@@ -15,6 +15,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::open::{self, OpenError, Seen, beside};
 use super::schema;
+use crate::rules::dry_run::Mode;
 
 /// Pages copied at once, 4 MiB, and the pause after them: the disk is the worker's first of all.
 const STEP_PAGES: i32 = 1024;
@@ -130,6 +131,7 @@ pub fn check(path: &Path) -> Result<Findings, OpenError> {
     let Seen {
         mut connection,
         schema,
+        ..
     } = open::look(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     // One moment's state, whatever the worker writes meanwhile.
     connection.execute_batch("BEGIN").map_err(store_error)?;
@@ -195,6 +197,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), CopyError> {
     let Seen {
         connection: source,
         schema,
+        mode,
     } = open::look(from, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     if schema == 0 {
         return Err(CopyError::Empty(from.into()));
@@ -207,7 +210,8 @@ fn copy(from: &Path, to: &Path) -> Result<(), CopyError> {
     let mut target = Connection::open_with_flags(to, OpenFlags::SQLITE_OPEN_READ_WRITE)
         .map_err(|error| OpenError::store(to, error))?;
     pages(&source, &mut target).map_err(|error| OpenError::store(from, error))?;
-    mark(&mut target, schema).map_err(|error| OpenError::store(to, error))?;
+    mark(&mut target, schema, mode.unwrap_or_default())
+        .map_err(|error| OpenError::store(to, error))?;
     drop(target);
     file.sync_all().map_err(file_error)
 }
@@ -224,8 +228,8 @@ fn pages(source: &Connection, target: &mut Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn mark(copy: &mut Connection, schema: i32) -> rusqlite::Result<()> {
-    schema::migrate(copy, schema)?;
+fn mark(copy: &mut Connection, schema: i32, mode: Mode) -> rusqlite::Result<()> {
+    schema::migrate(copy, schema, mode)?;
     // The run that was copied from has not died.
     copy.execute_batch(
         "UPDATE marks SET is_copy = 1; UPDATE runs SET ended = 1; UPDATE trials SET is_on = 0;",

@@ -37,16 +37,24 @@ pub(super) fn keys_of(command: i64) -> RangeInclusive<i64> {
     command & !orders..=command | orders
 }
 
+/// How far the table reaches, as the marks have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reach {
+    /// It has all rows up to this one.
+    pub(super) to: i64,
+    /// Of the rows after that and up to this one, it has those with a key below `moved`, and perhaps
+    /// some with just that.
+    pub(super) moving_to: i64,
+    pub(super) moved: Option<i64>,
+}
+
 /// The index: the table `result_keys`, and what that lacks.
 pub(super) struct Keys {
     most: usize,
     new: BTreeSet<Entry>,
     /// On their way into the table, the next first.
     moving: BTreeSet<Entry>,
-    /// The last row of `moving`; with it the table has all rows up to here.
-    moving_to: i64,
-    /// The table has all rows up to here.
-    complete_to: i64,
+    reach: Reach,
     last_id: i64,
     /// What the transaction that is being written adds, and how many of `moving` it takes.
     added: Vec<Entry>,
@@ -56,25 +64,38 @@ pub(super) struct Keys {
 impl Keys {
     /// Reads what the table lacks; `most` is [`NEW_MOST`] but in tests.
     pub(super) fn load(connection: &Connection, most: usize) -> rusqlite::Result<Self> {
-        let complete_to =
-            connection.query_row("SELECT keys_to FROM marks", [], |row| row.get(0))?;
+        let reach = connection.query_row(
+            "SELECT keys_to, keys_moving_to, keys_moved FROM marks",
+            [],
+            |row| {
+                Ok(Reach {
+                    to: row.get(0)?,
+                    moving_to: row.get(1)?,
+                    moved: row.get(2)?,
+                })
+            },
+        )?;
         let mut keys = Self {
             most,
             new: BTreeSet::new(),
             moving: BTreeSet::new(),
-            moving_to: complete_to,
-            complete_to,
-            last_id: complete_to,
+            reach,
+            last_id: reach.moving_to,
             added: Vec::new(),
             taken: 0,
         };
         let mut rows =
             connection.prepare("SELECT command_key, order_no, id FROM results WHERE id > ?1")?;
-        let mut rows = rows.query([complete_to])?;
+        let mut rows = rows.query([reach.to])?;
         while let Some(row) = rows.next()? {
             let id = row.get(2)?;
             let order_no = row.get_ref(1)?.as_str()?;
-            keys.new.insert((key_of(row.get(0)?, order_no), id));
+            let key = key_of(row.get(0)?, order_no);
+            if id > reach.moving_to {
+                keys.new.insert((key, id));
+            } else if reach.moved.is_none_or(|moved| key >= moved) {
+                keys.moving.insert((key, id));
+            }
             keys.last_id = keys.last_id.max(id);
         }
         Ok(keys)
@@ -116,33 +137,38 @@ impl Keys {
         self.last_id
     }
 
-    /// Moves some entries into the table. Returns what `marks.keys_to` is to be with this commit.
-    pub(super) fn move_some(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<i64> {
+    /// Moves some entries into the table. Returns how far that reaches with this commit.
+    pub(super) fn move_some(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<Reach> {
         if self.moving.is_empty() {
-            self.complete_to = self.moving_to;
+            self.reach = Reach {
+                to: self.reach.moving_to,
+                moving_to: self.reach.moving_to,
+                moved: None,
+            };
             if self.new.len() >= self.most {
                 self.moving = std::mem::take(&mut self.new);
-                self.moving_to = self.last_id;
+                self.reach.moving_to = self.last_id;
             }
         }
-        // An entry that was moved before a kill is in the table already.
+        // After a restart an entry may be in the table already.
         let mut insert =
             transaction.prepare_cached("INSERT OR IGNORE INTO result_keys VALUES (?1, ?2)")?;
         self.taken = self.moving.len().min(self.added.len() * 2 + MOVED_BESIDE);
+        let mut reach = self.reach;
         for (key, id) in self.moving.iter().take(self.taken) {
             insert.execute(params![key, id])?;
+            reach.moved = Some(*key);
         }
-        Ok(match self.taken == self.moving.len() {
-            true => self.moving_to,
-            false => self.complete_to,
-        })
+        Ok(reach)
     }
 
     /// The transaction is durable.
     pub(super) fn committed(&mut self) {
         self.added.clear();
         for _ in 0..std::mem::take(&mut self.taken) {
-            self.moving.pop_first();
+            if let Some((key, _)) = self.moving.pop_first() {
+                self.reach.moved = Some(key);
+            }
         }
     }
 
@@ -213,16 +239,21 @@ mod tests {
             transaction.execute(row, [id, *command]).unwrap();
             ids.push(id);
         }
-        let to = keys.move_some(&transaction).unwrap();
-        transaction
-            .execute("UPDATE marks SET keys_to = ?1", [to])
-            .unwrap();
+        let reach = keys.move_some(&transaction).unwrap();
+        mark(&transaction, reach).unwrap();
         if !ok {
             return Vec::new();
         }
         transaction.commit().unwrap();
         keys.committed();
         ids
+    }
+
+    fn mark(transaction: &Transaction<'_>, reach: Reach) -> rusqlite::Result<usize> {
+        transaction.execute(
+            "UPDATE marks SET keys_to = ?1, keys_moving_to = ?2, keys_moved = ?3",
+            params![reach.to, reach.moving_to, reach.moved],
+        )
     }
 
     fn forget(file: &mut Connection, keys: &mut Keys, rows: &[(i64, i64)]) {
@@ -250,7 +281,7 @@ mod tests {
         #[test]
         fn each_row_is_found(steps in prop::collection::vec(step(), 1..60)) {
             let mut file = Connection::open_in_memory().unwrap();
-            schema::migrate(&mut file, 0).unwrap();
+            schema::migrate(&mut file, 0, crate::rules::dry_run::Mode::Live).unwrap();
             let mut keys = Keys::load(&file, MOST).unwrap();
             let mut rows: Vec<(i64, i64)> = Vec::new();
             for step in steps {

@@ -13,9 +13,11 @@
 
 pub mod audit;
 pub mod copy;
+pub mod inspect;
 pub mod journal;
 mod keys;
 mod open;
+pub mod pauses;
 pub mod postgres;
 mod reader;
 mod runs;
@@ -29,11 +31,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use tracing::{error, info};
 
 use crate::rules::desk::{CallId, Claim, Claimed, Fence, LaneId, Record, RecordId, SendList};
+use crate::rules::dry_run::Mode;
+use crate::rules::lane::Paused;
 use crate::rules::order::{AccountName, OrderNo};
 use crate::rules::poison::{Digest, Past};
 
@@ -49,6 +56,12 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const PRUNE_EVERY: Duration = Duration::from_secs(1);
 /// Rows of each table forgotten in one pruning: a step short enough to be unnoticed.
 const PRUNE_ROWS: u32 = 500;
+
+/// A ledger that was not asked to write for so long is made to, to know that it can.
+const PROVE_EVERY: Duration = Duration::from_secs(10);
+/// The shortest time that is told apart, and how many times twice as long.
+const TIMED_FROM_SECONDS: f64 = 0.0005;
+const TIMED_BUCKETS: u16 = 15;
 
 /// Calls are remembered for a little longer than the gateway's minute.
 const CALLS_KEPT: Duration = Duration::from_secs(70);
@@ -121,6 +134,8 @@ pub enum Done {
     Recorded(RecordId, Vec<(LaneId, OrderNo)>),
     /// The mark of a trial is durable.
     TrialBegun,
+    /// These accounts are paused from now on, or are not any more; it is durable.
+    Paused(Vec<(LaneId, Option<Paused>)>),
 }
 
 /// How the ledger fares.
@@ -218,6 +233,7 @@ enum Request {
     EndRun,
     BeginTrial(Digest, Timestamp),
     EndTrial(Digest, bool),
+    Pause(LaneId, Option<Paused>),
 }
 
 /// A ledger that was opened, and what it tells of earlier runs.
@@ -229,6 +245,8 @@ pub struct Opened {
     pub recent_calls: Vec<(LaneId, Duration)>,
     /// Runs that died, and what they died with.
     pub past: Past,
+    /// Accounts that an operator paused.
+    pub paused: Vec<(LaneId, Paused)>,
 }
 
 /// The ledger, as the worker has it: whatever it is asked goes to whoever keeps the store.
@@ -237,6 +255,7 @@ pub struct Ledger {
     keeper: Hands,
     health: watch::Receiver<Health>,
     commits: watch::Receiver<Commits>,
+    timings: Timings,
     restored_at: Option<Timestamp>,
 }
 
@@ -261,8 +280,37 @@ pub struct Commits {
     pub groups: u64,
     /// Requests in them.
     pub requests: u64,
-    /// Time spent in them, in microseconds.
-    pub micros: u64,
+}
+
+/// How long the store took, in seconds, by what it did.
+#[derive(Debug, Clone)]
+pub struct Timings {
+    /// All of it, for metrics.
+    pub shown: Family<Operation, Histogram>,
+    /// To make a group of writes durable.
+    commit: Histogram,
+    /// To answer a group of claims.
+    claim: Histogram,
+}
+
+/// What the store did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Operation {
+    operation: &'static str,
+}
+
+impl Timings {
+    fn new() -> Self {
+        let shown: Family<Operation, Histogram> = Family::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(TIMED_FROM_SECONDS, 2.0, TIMED_BUCKETS))
+        });
+        let of = |operation| shown.get_or_create_owned(&Operation { operation });
+        Self {
+            commit: of("commit"),
+            claim: of("claim"),
+            shown,
+        }
+    }
 }
 
 impl Ledger {
@@ -277,16 +325,32 @@ impl Ledger {
         retention: Duration,
         done: UnboundedSender<Done>,
     ) -> Result<Opened, OpenError> {
+        Self::open_for(Mode::Live, path, accounts, retention, done)
+    }
+
+    /// The same for a dry run, if that is the mode: a ledger is of one mode for ever.
+    ///
+    /// # Errors
+    /// As [`Ledger::open`], and when the ledger is one of the other mode.
+    pub fn open_for(
+        mode: Mode,
+        path: &Path,
+        accounts: Vec<AccountName>,
+        retention: Duration,
+        done: UnboundedSender<Done>,
+    ) -> Result<Opened, OpenError> {
         let names = accounts.clone();
-        let mut store = Store::open(path, accounts)?;
+        let mut store = Store::open(mode, path, accounts)?;
         let failed = |error| OpenError::store(path, error);
         let now = Timestamp::now();
         let recent_calls = store.recent_calls(now, CALLS_KEPT).map_err(failed)?;
         let past = store.past(now).map_err(failed)?;
+        let paused = store.paused().map_err(failed)?;
         let restored_at = store.restored_at();
         let (requests, inbox) = channel();
         let (board, health) = Board::new();
         let (commits_tx, commits) = watch::channel(Commits::default());
+        let timings = Timings::new();
         let mut keeper = Keeper {
             store,
             names,
@@ -296,8 +360,11 @@ impl Ledger {
             done: done.clone(),
             board,
             commits: commits_tx,
+            timings: timings.clone(),
             retention,
             pruned_at: Instant::now(),
+            wrote_at: Instant::now(),
+            failed: None,
         };
         let thread = std::thread::Builder::new()
             .name("ledger".into())
@@ -312,12 +379,14 @@ impl Ledger {
             keeper,
             health,
             commits,
+            timings,
             restored_at,
         };
         Ok(Opened {
             ledger,
             recent_calls,
             past,
+            paused,
         })
     }
 
@@ -414,6 +483,12 @@ impl Ledger {
         self.request(Request::Note(noted, at));
     }
 
+    /// Records that an operator wants no calls of this account, or wants them again;
+    /// [`Done::Paused`] tells when it is durable, to every worker that shares the ledger.
+    pub fn pause(&self, lane: LaneId, paused: Option<Paused>) {
+        self.request(Request::Pause(lane, paused));
+    }
+
     fn request(&self, request: Request) {
         let taken = match &self.keeper {
             Hands::Embedded { requests, .. } => requests.send(request).is_ok(),
@@ -434,6 +509,11 @@ impl Ledger {
     /// knows nothing.
     pub fn restored_at(&self) -> Option<Timestamp> {
         self.restored_at
+    }
+
+    /// How long its work takes.
+    pub fn timings(&self) -> Timings {
+        self.timings.clone()
     }
 
     /// What it wrote so far.
@@ -471,8 +551,20 @@ struct Keeper {
     done: UnboundedSender<Done>,
     board: Board,
     commits: watch::Sender<Commits>,
+    timings: Timings,
     retention: Duration,
     pruned_at: Instant,
+    /// When it last took a write.
+    wrote_at: Instant,
+    /// What the store could not do when it was last asked to.
+    failed: Option<Work>,
+}
+
+/// What the store is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Reads,
+    Writes,
 }
 
 impl Keeper {
@@ -511,7 +603,9 @@ impl Keeper {
             }
         }
         if !claims.is_empty() {
-            let claimed = self.until_it_works(|store| store.claims(&claims));
+            let began = Instant::now();
+            let claimed = self.until_it_works(Work::Reads, |store| store.claims(&claims));
+            self.timings.claim.observe(began.elapsed().as_secs_f64());
             for claimed in claimed.into_iter().flatten() {
                 fail_point!("claim-read");
                 self.report(Done::Claimed(claimed));
@@ -527,8 +621,9 @@ impl Keeper {
         self.commits.send_modify(|commits| {
             commits.groups += 1;
             commits.requests += writes.len() as u64;
-            commits.micros += u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         });
+        self.timings.commit.observe(began.elapsed().as_secs_f64());
+        self.wrote_at = Instant::now();
         for request in writes {
             match request {
                 Request::Send(list, _) => {
@@ -543,6 +638,9 @@ impl Keeper {
                 Request::BeginTrial(..) => {
                     fail_point!("trial-committed");
                     self.report(Done::TrialBegun);
+                }
+                Request::Pause(lane, paused) => {
+                    self.report(Done::Paused(vec![(lane, paused)]));
                 }
                 Request::Call(..)
                 | Request::Claim(_)
@@ -577,7 +675,7 @@ impl Keeper {
     /// False when the worker stops meanwhile.
     fn write(&mut self, writes: &[Request]) -> bool {
         let noted = std::mem::take(&mut self.noted);
-        let written = self.until_it_works(|store| write(store, writes, &noted));
+        let written = self.until_it_works(Work::Writes, |store| write(store, writes, &noted));
         written.is_some()
     }
 
@@ -587,15 +685,19 @@ impl Keeper {
     }
 
     /// Tries until it works; `None` when the worker stops meanwhile.
-    fn until_it_works<T>(&mut self, work: impl Fn(&mut Store) -> rusqlite::Result<T>) -> Option<T> {
+    fn until_it_works<T>(
+        &mut self,
+        kind: Work,
+        work: impl Fn(&mut Store) -> rusqlite::Result<T>,
+    ) -> Option<T> {
         loop {
             if !self.board.is_beyond_repair() {
                 match work(&mut self.store) {
                     Ok(result) => {
-                        self.board.works();
+                        self.works(kind);
                         return Some(result);
                     }
-                    Err(error) => self.board.work_fails(Fault::of(&error)),
+                    Err(error) => self.fails(kind, &error),
                 }
             }
             if self.done.is_closed() {
@@ -603,6 +705,21 @@ impl Keeper {
             }
             std::thread::sleep(RETRY_PAUSE);
         }
+    }
+
+    /// That it can be read says nothing of whether it can be written.
+    fn works(&mut self, kind: Work) {
+        if kind == Work::Writes || self.failed == Some(Work::Reads) {
+            self.failed = None;
+            self.board.works();
+        }
+    }
+
+    fn fails(&mut self, kind: Work, error: &rusqlite::Error) {
+        if self.failed != Some(Work::Writes) {
+            self.failed = Some(kind);
+        }
+        self.board.work_fails(Fault::of(error));
     }
 
     /// Forgets what is old, and looks whether the file is still there.
@@ -617,6 +734,24 @@ impl Keeper {
             fault = Some(Fault::not_in_place());
         }
         self.board.tidied(fault);
+        if self.wrote_at.elapsed() >= PROVE_EVERY {
+            self.prove();
+        }
+    }
+
+    /// Makes an empty group durable: a ledger of which nothing is asked shows nothing of a disk that
+    /// has become full or can only be read.
+    fn prove(&mut self) {
+        if self.board.is_beyond_repair() {
+            return;
+        }
+        match write(&mut self.store, &[], &Page::default()) {
+            Ok(()) => {
+                self.works(Work::Writes);
+                self.wrote_at = Instant::now();
+            }
+            Err(error) => self.fails(Work::Writes, &error),
+        }
     }
 }
 
@@ -705,6 +840,7 @@ fn write(store: &mut Store, writes: &[Request], noted: &Page) -> rusqlite::Resul
             Request::EndTrial(command, is_finished) => {
                 transaction.end_trial(*command, *is_finished)?;
             }
+            Request::Pause(lane, paused) => transaction.pause(*lane, paused.as_ref())?,
             // Claims were answered, and the others are for a ledger that others use, too.
             Request::Claim(_)
             | Request::Ask(..)

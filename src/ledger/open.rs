@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::schema::{self, APPLICATION_ID};
+use super::schema;
+use crate::rules::dry_run::Mode;
 
 /// How long a start may look for damage: all of a small ledger, the beginning of a large one, which
 /// would take minutes.
@@ -52,6 +53,12 @@ pub enum OpenError {
     /// It is not a ledger.
     #[error("{} is not a ledger of this worker, or its beginning is damaged; name another file in ledger.url, or restore a back-up: wdt-cancel-worker ledger restore FILE", .0.display())]
     Foreign(PathBuf),
+    /// Dry runs made it, and this is none.
+    #[error("the ledger {} is one of dry runs, which cancelled nothing of what it says; name another file in ledger.url", .0.display())]
+    OfDryRuns(PathBuf),
+    /// This is a dry run, and it is a real one.
+    #[error("the ledger {} is not one of dry runs, and this is one; name another file in ledger.url", .0.display())]
+    OfLiveRuns(PathBuf),
     /// A later version wrote it.
     #[error("the ledger {} has schema {found}, this version knows {}; start the version that wrote it", path.display(), schema::VERSION)]
     Newer {
@@ -98,6 +105,14 @@ impl OpenError {
     pub(super) fn file(path: &Path, error: std::io::Error) -> Self {
         let path = path.into();
         Self::File { path, error }
+    }
+
+    /// It is not one of `mode`.
+    pub(super) fn of_other_mode(path: &Path, mode: Mode) -> Self {
+        match mode {
+            Mode::Live => Self::OfDryRuns(path.into()),
+            Mode::DryRun => Self::OfLiveRuns(path.into()),
+        }
     }
 
     pub(super) fn store(path: &Path, error: rusqlite::Error) -> Self {
@@ -215,6 +230,8 @@ pub(super) struct Seen {
     pub(super) connection: Connection,
     /// 0: it is empty.
     pub(super) schema: i32,
+    /// Whose ledger it is; nobody's while it is empty.
+    pub(super) mode: Option<Mode>,
 }
 
 /// Opens a file without changing it.
@@ -233,16 +250,21 @@ pub(super) fn look(path: &Path, flags: OpenFlags) -> Result<Seen, OpenError> {
     let application_id = number("PRAGMA application_id")?;
     let schema = number("PRAGMA user_version")?;
     let is_empty = number("SELECT count(*) FROM sqlite_schema")? == 0;
-    if !(is_empty && application_id == 0 && schema == 0)
-        && (application_id != APPLICATION_ID || schema < 1)
-    {
+    let mode = [Mode::Live, Mode::DryRun]
+        .into_iter()
+        .find(|mode| schema::application_id(*mode) == application_id);
+    if !(is_empty && application_id == 0 && schema == 0) && (mode.is_none() || schema < 1) {
         return Err(OpenError::Foreign(path.into()));
     }
     if schema > schema::VERSION {
         let (path, found) = (path.into(), schema);
         return Err(OpenError::Newer { path, found });
     }
-    Ok(Seen { connection, schema })
+    Ok(Seen {
+        connection,
+        schema,
+        mode,
+    })
 }
 
 /// Looks for damage, for so long at most; what it found first.

@@ -12,6 +12,7 @@ use super::postgres::{DbError, read as shared};
 use super::schema;
 use super::sqlite::command_key;
 use super::{OpenError, postgres};
+use crate::config::{LedgerUrl, Secret};
 
 /// Where a ledger is.
 #[derive(Debug, Clone)]
@@ -19,7 +20,17 @@ pub enum Source {
     /// An embedded one.
     File(PathBuf),
     /// A shared one: its URL.
-    Database(String),
+    Database(Secret<String>),
+}
+
+impl Source {
+    /// The ledger of these settings.
+    pub fn of(url: &LedgerUrl) -> Self {
+        match url {
+            LedgerUrl::Path(path) => Self::File(path.clone()),
+            LedgerUrl::Postgres(url) => Self::Database(url.clone()),
+        }
+    }
 }
 
 /// Why a ledger cannot be read.
@@ -141,7 +152,7 @@ impl Reader {
     pub(super) async fn open(source: &Source) -> Result<Self, ReadError> {
         match source {
             Source::File(path) => Self::open_file(path),
-            Source::Database(url) => match shared::begin(url).await? {
+            Source::Database(url) => match shared::begin(url.expose()).await? {
                 Ok(client) => Ok(Self::Database(client)),
                 Err((found, needed)) => Err(ReadError::Older { found, needed }),
             },
@@ -149,7 +160,11 @@ impl Reader {
     }
 
     fn open_file(path: &Path) -> Result<Self, ReadError> {
-        let Seen { connection, schema } = open::look(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let Seen {
+            connection,
+            schema,
+            mode: _,
+        } = open::look(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         let needed = schema::VERSION;
         if schema < needed {
             let found = schema;

@@ -11,12 +11,31 @@ use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::keys::key_of;
+use crate::rules::dry_run::Mode;
 
 /// `PRAGMA application_id` of a ledger, "wdtl": another program's file is never touched.
-pub(super) const APPLICATION_ID: i32 = 0x7764_746c;
+const APPLICATION_ID: i32 = 0x7764_746c;
+
+/// The same of a dry run's, "wdtd". Such a file is another program's to every worker that cancels.
+const DRY_RUN_APPLICATION_ID: i32 = 0x7764_7464;
+
+/// `PRAGMA application_id` of a ledger of this mode.
+pub(super) const fn application_id(mode: Mode) -> i32 {
+    match mode {
+        Mode::Live => APPLICATION_ID,
+        Mode::DryRun => DRY_RUN_APPLICATION_ID,
+    }
+}
 
 /// The first makes schema 1 of an empty file, each next one the next schema of the one before.
-const MIGRATIONS: &[&str] = &[ORDERS_RESULTS_CALLS, RUNS_TRIALS, MARKS, KEYS, JOURNAL];
+const MIGRATIONS: &[&str] = &[
+    ORDERS_RESULTS_CALLS,
+    RUNS_TRIALS,
+    MARKS,
+    KEYS,
+    PAUSES,
+    JOURNAL,
+];
 
 /// The schema of this version.
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
@@ -91,9 +110,21 @@ CREATE TABLE result_keys (
     PRIMARY KEY (key, id)
 ) WITHOUT ROWID;
 INSERT INTO result_keys SELECT result_key(command_key, order_no), id FROM results ORDER BY 1, 2;
-ALTER TABLE marks ADD COLUMN keys_to INTEGER NOT NULL DEFAULT 0; -- it has all rows up to this one
+ALTER TABLE marks ADD COLUMN keys_to INTEGER NOT NULL DEFAULT 0; -- it has all rows up to this one,
+ALTER TABLE marks ADD COLUMN keys_moving_to INTEGER NOT NULL DEFAULT 0; -- and of those up to this one
+ALTER TABLE marks ADD COLUMN keys_moved INTEGER;                 -- the ones with keys up to this
 UPDATE marks SET keys_to = (SELECT coalesce(max(id), 0) FROM results);
+UPDATE marks SET keys_moving_to = keys_to;
 DROP INDEX results_by_command;
+";
+
+/// Accounts that an operator does not want to be called.
+const PAUSES: &str = "
+CREATE TABLE pauses (
+    account TEXT PRIMARY KEY,
+    since   INTEGER NOT NULL,
+    who     TEXT NOT NULL
+);
 ";
 
 /// What happened; see [`super::journal`]. `seq` has no gaps.
@@ -121,9 +152,9 @@ UPDATE marks SET chain = lower(hex(randomblob(16)));
 ///
 /// # Errors
 /// When it cannot be written; it then has the schema up to which it came.
-pub(super) fn migrate(connection: &mut Connection, found: i32) -> rusqlite::Result<()> {
+pub(super) fn migrate(connection: &mut Connection, found: i32, mode: Mode) -> rusqlite::Result<()> {
     define_result_key(connection)?;
-    apply(connection, found, MIGRATIONS)
+    apply(connection, found, mode, MIGRATIONS)
 }
 
 /// `result_key(command_key, order_no)` is [`key_of`] in SQL.
@@ -135,14 +166,19 @@ pub(super) fn define_result_key(connection: &Connection) -> rusqlite::Result<()>
     })
 }
 
-fn apply(connection: &mut Connection, found: i32, migrations: &[&str]) -> rusqlite::Result<()> {
+fn apply(
+    connection: &mut Connection,
+    found: i32,
+    mode: Mode,
+    migrations: &[&str],
+) -> rusqlite::Result<()> {
     for (version, migration) in (1..).zip(migrations) {
         if version <= found {
             continue;
         }
         let step = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         step.execute_batch(migration)?;
-        step.pragma_update(None, "application_id", APPLICATION_ID)?;
+        step.pragma_update(None, "application_id", application_id(mode))?;
         step.pragma_update(None, "user_version", version)?;
         step.commit()?;
         if found > 0 {
@@ -166,12 +202,12 @@ mod tests {
     #[test]
     fn each_migration_is_made_once_and_in_sequence() {
         let mut file = Connection::open_in_memory().unwrap();
-        apply(&mut file, 0, &[FIRST]).unwrap();
+        apply(&mut file, 0, Mode::Live, &[FIRST]).unwrap();
         assert_eq!(number(&file, "PRAGMA user_version"), 1);
         let id = number(&file, "PRAGMA application_id");
         assert_eq!(id, i64::from(APPLICATION_ID));
         for found in [1, 2] {
-            apply(&mut file, found, &[FIRST, SECOND]).unwrap();
+            apply(&mut file, found, Mode::Live, &[FIRST, SECOND]).unwrap();
             assert_eq!(number(&file, "PRAGMA user_version"), 2);
             assert_eq!(number(&file, "SELECT sum(y) FROM a"), 8);
         }
@@ -180,13 +216,13 @@ mod tests {
     #[test]
     fn one_that_fails_leaves_the_file_as_it_was() {
         let mut file = Connection::open_in_memory().unwrap();
-        apply(&mut file, 0, &[FIRST]).unwrap();
+        apply(&mut file, 0, Mode::Live, &[FIRST]).unwrap();
         let broken = "UPDATE a SET x = 0; CREATE TABLE b (x); CREATE TABLE b (x);";
-        apply(&mut file, 1, &[FIRST, SECOND, broken]).unwrap_err();
+        apply(&mut file, 1, Mode::Live, &[FIRST, SECOND, broken]).unwrap_err();
         assert_eq!(number(&file, "PRAGMA user_version"), 2);
         assert_eq!(number(&file, "SELECT sum(x) FROM a"), 7);
         assert_eq!(number(&file, "SELECT sum(y) FROM a"), 8);
-        apply(&mut file, 2, &[FIRST, SECOND, "DROP TABLE a"]).unwrap();
+        apply(&mut file, 2, Mode::Live, &[FIRST, SECOND, "DROP TABLE a"]).unwrap();
         assert_eq!(number(&file, "PRAGMA user_version"), 3);
     }
 }

@@ -22,6 +22,7 @@ use crate::rules::admit::Fingerprint;
 use crate::rules::desk::{
     Claim, Claimed, Fence, Holding, LaneId, OrderRow, OrderState, Record, ResultRow, SendList,
 };
+use crate::rules::dry_run::Mode;
 use crate::rules::order::{AccountName, CommandId, Ending, OrderNo, Reason, ReasonCode};
 
 /// Pages kept in memory, in KiB.
@@ -33,7 +34,7 @@ const WAL_PAGES: i32 = 1000;
 /// An open ledger.
 pub(super) struct Store {
     pub(super) connection: Connection,
-    accounts: Vec<AccountName>,
+    pub(super) accounts: Vec<AccountName>,
     lanes: HashMap<AccountName, LaneId>,
     keys: Keys,
     scribe: Scribe,
@@ -46,21 +47,29 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub(super) fn open(path: &Path, accounts: Vec<AccountName>) -> Result<Self, OpenError> {
+    pub(super) fn open(
+        mode: Mode,
+        path: &Path,
+        accounts: Vec<AccountName>,
+    ) -> Result<Self, OpenError> {
         let held = open::hold(path)?;
         open::examine_outside(path, &held)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
         let Seen {
             mut connection,
             schema,
+            mode: found,
         } = open::look(&held.path, flags)?;
+        if found.is_some_and(|found| found != mode) {
+            return Err(OpenError::of_other_mode(path, mode));
+        }
         open::examine_inside(path, &mut connection)?;
         let read_only = connection.is_readonly(MAIN_DB);
         if read_only.map_err(|error| OpenError::store(path, error))? {
             return Err(OpenError::ReadOnly(path.into()));
         }
         let store_error = |error| OpenError::store(path, error);
-        prepare(&mut connection, schema).map_err(store_error)?;
+        prepare(&mut connection, schema, mode).map_err(store_error)?;
         let marks = Marks::read(&connection).map_err(store_error)?;
         if marks.commits < held.witnessed() && !marks.is_copy {
             return Err(OpenError::Lost {
@@ -216,6 +225,10 @@ pub(super) struct Writing<'a> {
 }
 
 impl Writing<'_> {
+    pub(super) fn account(&self, lane: LaneId) -> &str {
+        self.accounts[lane.0].as_str()
+    }
+
     pub(super) fn send(&mut self, list: &SendList, at: Timestamp) -> rusqlite::Result<()> {
         self.call(list.lane, at)?;
         self.page.sent(self.accounts, list, at);
@@ -322,7 +335,7 @@ impl Writing<'_> {
     /// Makes the group durable, and with it what was `noted`.
     pub(super) fn commit(self, noted: &Page) -> rusqlite::Result<()> {
         let commit = *self.commits + 1;
-        let keys_to = self.keys.move_some(&self.transaction)?;
+        let reach = self.keys.move_some(&self.transaction)?;
         let row = self.scribe.row(Timestamp::now(), noted, &self.page);
         if let Some(row) = &row {
             put_row(&self.transaction, row, self.scribe)?;
@@ -330,9 +343,17 @@ impl Writing<'_> {
         let head = row.as_ref().map_or(self.scribe.head, |row| row.head);
         self.transaction
             .prepare_cached(
-                "UPDATE marks SET commits = ?1, keys_to = ?2, journal_seq = ?3, journal_hash = ?4",
+                "UPDATE marks SET commits = ?1, keys_to = ?2, keys_moving_to = ?3, keys_moved = ?4,
+                 journal_seq = ?5, journal_hash = ?6",
             )?
-            .execute(params![commit.cast_signed(), keys_to, head.seq, head.hash])?;
+            .execute(params![
+                commit.cast_signed(),
+                reach.to,
+                reach.moving_to,
+                reach.moved,
+                head.seq,
+                head.hash
+            ])?;
         self.transaction.commit()?;
         self.keys.committed();
         if let Some(row) = &row {
@@ -464,12 +485,12 @@ const WAITING: u8 = 0;
 const SENT: u8 = 1;
 const ENDED: u8 = 2;
 
-fn prepare(connection: &mut Connection, found: i32) -> rusqlite::Result<()> {
+fn prepare(connection: &mut Connection, found: i32, mode: Mode) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES)?;
-    schema::migrate(connection, found)?;
+    schema::migrate(connection, found, mode)?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(())
 }
@@ -495,7 +516,7 @@ fn damaged(column: &str, value: &str) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, what.into())
 }
 
-fn timestamp(millis: i64) -> rusqlite::Result<Timestamp> {
+pub(super) fn timestamp(millis: i64) -> rusqlite::Result<Timestamp> {
     Timestamp::from_millisecond(millis).map_err(|_| damaged("a time", &millis.to_string()))
 }
 
@@ -715,10 +736,10 @@ mod tests {
             result("d", "QC1", Ending::Cancelled, at(2)),
         ];
         {
-            let mut store = Store::open(&path, accounts()).unwrap();
+            let mut store = Store::open(Mode::Live, &path, accounts()).unwrap();
             write(&mut store, rows.to_vec(), told.to_vec());
         }
-        let mut store = Store::open(&path, accounts()).unwrap();
+        let mut store = Store::open(Mode::Live, &path, accounts()).unwrap();
         for row in &rows {
             let (_, known) = claim(&mut store, "nobody's", row.order_no.as_str());
             assert_eq!(known.as_ref(), Some(row));
@@ -730,7 +751,7 @@ mod tests {
     #[test]
     fn a_later_record_replaces_an_earlier_one() {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = Store::open(&folder.path().join("ledger"), accounts()).unwrap();
+        let mut store = Store::open(Mode::Live, &folder.path().join("ledger"), accounts()).unwrap();
         let early = vec![order("QC1", OrderState::Sent)];
         write(&mut store, early, vec![result("c", "QC1", failed(), at(0))]);
         let late = order("QC1", OrderState::Ended(Ending::Cancelled, at(5)));
@@ -742,7 +763,7 @@ mod tests {
     #[test]
     fn what_is_old_is_forgotten_in_steps() {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = Store::open(&folder.path().join("ledger"), accounts()).unwrap();
+        let mut store = Store::open(Mode::Live, &folder.path().join("ledger"), accounts()).unwrap();
         for n in 0..5 {
             let number = format!("QC{n}");
             let row = order(&number, OrderState::Ended(Ending::Cancelled, at(n)));
@@ -762,7 +783,7 @@ mod tests {
     #[test]
     fn recent_calls_are_remembered() {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = Store::open(&folder.path().join("ledger"), accounts()).unwrap();
+        let mut store = Store::open(Mode::Live, &folder.path().join("ledger"), accounts()).unwrap();
         let mut writing = store.begin().unwrap();
         let list = SendList {
             call: CallId(1),
@@ -780,7 +801,7 @@ mod tests {
     fn another_file_is_never_touched() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("other");
-        let open = || Store::open(&path, accounts()).map(|_| ());
+        let open = || Store::open(Mode::Live, &path, accounts()).map(|_| ());
         std::fs::write(
             &path,
             "a text that is not a database, and long enough to look at",

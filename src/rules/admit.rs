@@ -10,6 +10,7 @@ use md5::{Digest, Md5};
 
 use super::order::{AccountName, COMMAND_ID_MAX_BYTES, CommandId, ORDER_NO_MAX_CHARS, OrderNo};
 use super::order::{Reason, ReasonCode};
+use super::trace::TraceParent;
 
 /// Most orders in one command (contract §2).
 pub const ORDERS_MAX: usize = 10_000;
@@ -45,8 +46,8 @@ pub struct RawProperties {
     pub correlation_id: Option<String>,
     /// `reply_to`.
     pub reply_to: Option<String>,
-    /// Header `traceparent`.
-    pub traceparent: Option<String>,
+    /// Header `traceparent`, where it is one; the command's own step in that trace, once it has one.
+    pub traceparent: Option<TraceParent>,
     /// Header `tracestate`.
     pub tracestate: Option<String>,
 }
@@ -62,8 +63,8 @@ pub struct Envelope {
     pub correlation_id: Arc<str>,
     /// Where a copy of each event goes; only ever an allowed one.
     pub reply_to: Option<Arc<str>>,
-    /// The trace to be continued, as it came.
-    pub traceparent: Option<Arc<str>>,
+    /// This command's own step in its trace, which its events name.
+    pub traceparent: Option<TraceParent>,
     /// Goes with it.
     pub tracestate: Option<Arc<str>>,
 }
@@ -193,7 +194,7 @@ pub fn admit(
         command_id,
         id_is_ours,
         reply_to,
-        traceparent: properties.traceparent.map(Into::into),
+        traceparent: properties.traceparent,
         tracestate: properties.tracestate.map(Into::into),
     });
 

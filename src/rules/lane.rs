@@ -6,6 +6,7 @@
 //! says what may be done now, and when to ask again.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -64,6 +65,17 @@ pub enum Method {
     Probe,
 }
 
+impl Method {
+    /// A word for metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cancel => "cancel",
+            Self::LookUp => "look_up",
+            Self::Probe => "now",
+        }
+    }
+}
+
 /// The call to be made now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
@@ -99,6 +111,15 @@ pub enum Health {
     },
 }
 
+/// An operator wants that nobody calls an account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paused {
+    /// Since when.
+    pub since: Timestamp,
+    /// Who.
+    pub by: Arc<str>,
+}
+
 /// What is known of one account for its operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneReport {
@@ -106,12 +127,18 @@ pub struct LaneReport {
     pub account: AccountName,
     /// How it fares.
     pub health: Health,
+    /// An operator wants no calls.
+    pub paused: Option<Paused>,
     /// It is left alone for so long, by the gateway's wish.
     pub cooling: Option<Duration>,
     /// Orders that wait to be sent or looked up.
     pub waiting: usize,
     /// Calls in flight.
     pub in_flight: usize,
+    /// Calls of the minute that are used, by this worker.
+    pub used: usize,
+    /// Calls that a minute has; 0 is no limit.
+    pub per_minute: usize,
     /// The application may not query orders.
     pub query_denied: bool,
 }
@@ -150,6 +177,7 @@ pub struct Lane {
     half_was_last: bool,
 
     health: Health,
+    paused: Option<Paused>,
     /// Failed probes or trials in a row.
     failures: u32,
     unwell: u32,
@@ -185,6 +213,7 @@ impl Lane {
             look_up_was_last: false,
             half_was_last: false,
             health: Health::Well,
+            paused: None,
             failures: 0,
             unwell: 0,
             quiet_until: Mono::default(),
@@ -195,6 +224,12 @@ impl Lane {
             clock_faults: 0,
             probing: false,
         }
+    }
+
+    /// Other bounds from now on.
+    pub fn adjust(&mut self, now: Mono, per_minute: u32, concurrency: u32, max_orders: u32) {
+        self.pace.adjust(now, per_minute, concurrency);
+        self.max_orders_per_call = max_orders.max(1) as usize;
     }
 
     /// Calls made by an earlier run still count against the minute.
@@ -259,7 +294,7 @@ impl Lane {
     /// as begun.
     pub fn next_call(&mut self, now: Mono) -> Option<NextCall> {
         self.wake(now);
-        if now < self.quiet_until || self.pace.ask(now) != Leave::Go {
+        if self.paused.is_some() || now < self.quiet_until || self.pace.ask(now) != Leave::Go {
             return None;
         }
         let call = self.choose(now)?;
@@ -351,6 +386,9 @@ impl Lane {
 
     /// When it is worth asking again, if time alone can change the answer.
     pub fn wake_at(&mut self, now: Mono) -> Option<Mono> {
+        if self.paused.is_some() {
+            return None;
+        }
         let due = self.later.first_key_value().map(|((at, _), _)| *at);
         let waits = !self.ready.is_empty() || !self.halves.is_empty() || !self.look_ups.is_empty();
         let probes = self.clock_due || self.health != Health::Well;
@@ -530,6 +568,11 @@ impl Lane {
         self.halves.retain(|half| !half.is_empty());
     }
 
+    /// From now on no call is begun, or calls are begun again. What is in flight is finished.
+    pub fn pause(&mut self, paused: Option<Paused>) {
+        self.paused = paused;
+    }
+
     /// Its gateway does not answer.
     pub fn is_down(&self) -> bool {
         matches!(self.health, Health::Down { .. })
@@ -537,7 +580,7 @@ impl Lane {
 
     /// No order of it can be sent at present.
     pub fn is_blocked(&self, now: Mono) -> bool {
-        self.health != Health::Well || now < self.quiet_until
+        self.paused.is_some() || self.health != Health::Well || now < self.quiet_until
     }
 
     /// For operators.
@@ -547,9 +590,12 @@ impl Lane {
         LaneReport {
             account: self.account.clone(),
             health: self.health.clone(),
+            paused: self.paused.clone(),
             cooling: (self.health == Health::Well && !quiet.is_zero()).then_some(quiet),
             waiting: self.ready.len() + halves + self.look_ups.len() + self.later.len(),
             in_flight: self.pace.in_flight(),
+            used: self.pace.used(now),
+            per_minute: self.pace.per_minute(),
             query_denied: self.query_denied,
         }
     }
@@ -654,6 +700,33 @@ mod tests {
             lane.next_call(mono(1.7)),
             Some(NextCall::LookUp(OrderKey(9))),
             "a look-up does not wait for a list that waits"
+        );
+    }
+
+    #[test]
+    fn a_paused_lane_begins_nothing_and_goes_on_where_it_was() {
+        let mut lane = lane();
+        lane.send(OrderKey(1));
+        assert!(lane.next_call(mono(1.0)).is_some());
+        lane.send(OrderKey(2));
+        lane.look_up_at(mono(1.0), OrderKey(3));
+        lane.pause(Some(Paused {
+            since: Timestamp::UNIX_EPOCH,
+            by: "li".into(),
+        }));
+        assert_eq!(lane.next_call(mono(2.0)), None);
+        assert_eq!(lane.wake_at(mono(2.0)), None, "time alone changes nothing");
+        assert!(lane.is_blocked(mono(2.0)) && !lane.is_down());
+        let _ = lane.call_ended(now(2.0), Method::Cancel, News::Answers, 0.5);
+        assert_eq!(lane.report(mono(2.0)).waiting, 2);
+        lane.pause(None);
+        assert_eq!(
+            lane.next_call(mono(3.0)),
+            Some(NextCall::LookUp(OrderKey(3)))
+        );
+        assert_eq!(
+            lane.next_call(mono(3.0)),
+            Some(NextCall::Cancel(keys(2..3)))
         );
     }
 

@@ -4,8 +4,10 @@
 #![warn(clippy::wildcard_enum_match_arm)]
 
 pub mod admit;
+pub mod dead;
 pub mod delay;
 pub mod desk;
+pub mod dry_run;
 pub mod judge;
 pub mod lane;
 pub mod next;

@@ -122,6 +122,11 @@ impl<P> Outstanding<P> {
         self.last
     }
 
+    /// How many are not acknowledged, nor back.
+    pub fn unsettled(&self) -> usize {
+        self.open.len() + self.finished.len()
+    }
+
     /// How many of those after this one are not acknowledged, nor back.
     pub fn unsettled_after(&self, tag: Tag) -> usize {
         let later = (Bound::Excluded(tag), Bound::Unbounded);

@@ -59,6 +59,21 @@ impl Pace {
         }
     }
 
+    /// Other bounds from now on. Under a limit where there was none nothing is called for a minute,
+    /// for nobody counted what was called before.
+    pub fn adjust(&mut self, now: Mono, per_minute: u32, concurrency: u32) {
+        let before = std::mem::replace(&mut self.per_minute, per_minute as usize);
+        self.concurrency = concurrency.max(1) as usize;
+        match (before, self.per_minute) {
+            (_, 0) => self.freed_at.clear(),
+            (0, limit) => {
+                let free = now + WINDOW + WINDOW_MARGIN;
+                self.freed_at = std::iter::repeat_n(free, limit).collect();
+            }
+            _ => {}
+        }
+    }
+
     /// A call that was decided `ago` before `now` by an earlier run of the worker still counts.
     pub fn remember(&mut self, now: Mono, ago: Duration) {
         let left = (WINDOW + EARLIER_RUN_MARGIN).saturating_sub(ago);
@@ -127,6 +142,17 @@ impl Pace {
         }
     }
 
+    /// Calls of the minute that are used.
+    pub fn used(&self, now: Mono) -> usize {
+        let past = self.freed_at.iter().filter(|at| **at > now).count();
+        past + self.in_flight
+    }
+
+    /// Calls that a minute has; 0 is no limit.
+    pub fn per_minute(&self) -> usize {
+        self.per_minute
+    }
+
     /// Calls in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight
@@ -179,6 +205,27 @@ mod tests {
             })
             .max()
             .unwrap_or(0)
+    }
+
+    #[test]
+    fn other_bounds_hold_at_once_and_forget_no_call() {
+        let mut pace = Pace::new(60, 1);
+        assert_eq!(run(&mut pace, 0, 1).len(), 30);
+        pace.adjust(at(1), 40, 1);
+        // Thirty were made, half of forty may go in a burst, so the rest is spread.
+        assert!(matches!(pace.ask(at(1)), Leave::Wait(_)));
+        pace.adjust(at(1), 30, 1);
+        assert!(matches!(pace.ask(at(1)), Leave::Wait(until) if until >= at(60_000)));
+        pace.adjust(at(1), 0, 2);
+        assert_eq!(pace.ask(at(1)), Leave::Go);
+        pace.began(at(1));
+        pace.ended(at(2));
+        pace.adjust(at(2), 1_000, 2);
+        assert!(matches!(pace.ask(at(2)), Leave::Wait(until) if until >= at(60_000)));
+        assert_eq!(pace.ask(at(70_000)), Leave::Go);
+        pace.began(at(70_000));
+        pace.adjust(at(70_000), 1_000, 1);
+        assert_eq!(pace.ask(at(70_000)), Leave::Full);
     }
 
     #[test]

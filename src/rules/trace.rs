@@ -50,6 +50,15 @@ impl TraceParent {
         })
     }
 
+    /// A step made elsewhere; `None` when an id is zero. Flags that are not known are dropped.
+    pub fn of(trace_id: u128, span_id: u64, flags: u8) -> Option<Self> {
+        (trace_id != 0 && span_id != 0).then_some(Self {
+            trace_id,
+            span_id,
+            flags: flags & KNOWN_FLAGS,
+        })
+    }
+
     /// A new trace, sampled. The arguments are chance; a zero, which no id may be, becomes one.
     pub fn root(trace_chance: u128, span_chance: u64) -> Self {
         Self {
@@ -76,6 +85,11 @@ impl TraceParent {
     /// This step's id.
     pub const fn span_id(self) -> u64 {
         self.span_id
+    }
+
+    /// The flags, in the header's bits.
+    pub const fn flags(self) -> u8 {
+        self.flags
     }
 
     /// Whether the trace is recorded.
@@ -194,6 +208,18 @@ mod tests {
         );
         let root = TraceParent::root(u128::MAX, u64::MAX);
         assert_eq!(TraceParent::parse(&root.to_string()), Some(root));
+    }
+
+    #[test]
+    fn a_step_made_elsewhere_is_one() {
+        let step = TraceParent::of(0xa, 0xb, 0xff).unwrap();
+        assert_eq!(
+            step.to_string(),
+            "00-0000000000000000000000000000000a-000000000000000b-03"
+        );
+        assert_eq!(step.flags(), 3);
+        assert_eq!(TraceParent::of(0, 1, 1), None);
+        assert_eq!(TraceParent::of(1, 0, 1), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use wdt_cancel_worker::ledger::{Done, Health};
 use wdt_cancel_worker::rules::desk::{Fence, Holding, OrderState};
+use wdt_cancel_worker::rules::lane::Paused;
 use wdt_cancel_worker::rules::order::{Ending, ReasonCode};
 use wdt_cancel_worker::rules::poison::Digest;
 
@@ -307,6 +308,29 @@ async fn what_is_old_is_forgotten_and_what_has_not_ended_is_not() {
             }
         })
         .await;
+        seat.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_pause_is_told_when_it_is_durable_and_remembered() {
+    for store in Store::both().await {
+        let paused = Paused {
+            since: Timestamp::from_second(1000).unwrap(),
+            by: "李 (127.0.0.1)".into(),
+        };
+        let mut seat = store.seat().await;
+        assert_eq!(seat.paused, []);
+        for wish in [Some(paused.clone()), None, Some(paused.clone())] {
+            seat.ledger.pause(OTHER_LANE, wish.clone());
+            let Done::Paused(told) = seat.next().await else {
+                panic!("a pause was asked for");
+            };
+            assert_eq!(told, [(OTHER_LANE, wish)]);
+        }
+        seat.close().await;
+        let seat = store.seat().await;
+        assert_eq!(seat.paused, [(OTHER_LANE, paused)]);
         seat.close().await;
     }
 }

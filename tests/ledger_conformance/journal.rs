@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use wdt_cancel_worker::config::Secret;
 use wdt_cancel_worker::ledger::audit::{self, Checked, Fault};
 use wdt_cancel_worker::ledger::journal::Noted;
 use wdt_cancel_worker::ledger::story::{self, Source, What};
@@ -19,7 +20,7 @@ use super::support::scene::LATER;
 fn source(store: &Store) -> Source {
     match store {
         Store::Embedded(path) => Source::File(path.clone()),
-        Store::Shared(database) => Source::Database(database.url().to_owned()),
+        Store::Shared(database) => Source::Database(Secret::new(database.url().to_owned())),
     }
 }
 

@@ -9,6 +9,7 @@ mod support;
 
 mod both;
 mod journal;
+mod modes;
 mod quota;
 mod seat;
 mod shared;

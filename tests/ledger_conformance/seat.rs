@@ -12,7 +12,7 @@ use wdt_cancel_worker::rules::desk::{
     AccountPolicy, CallId, Claim, Claimed, CommandKey, Fence, Holding, LaneId, OrderRow,
     OrderState, Record, RecordId, ResultRow, SendList,
 };
-use wdt_cancel_worker::rules::lane::OrderKey;
+use wdt_cancel_worker::rules::lane::{OrderKey, Paused};
 use wdt_cancel_worker::rules::order::{AccountName, CommandId, Ending, OrderNo};
 use wdt_cancel_worker::rules::poison::Past;
 
@@ -81,6 +81,7 @@ impl Store {
         Seat {
             ledger: opened.ledger,
             past: opened.past,
+            paused: opened.paused,
             done,
             calls: 0,
         }
@@ -111,6 +112,7 @@ impl Default for Seating {
 pub struct Seat {
     pub ledger: Ledger,
     pub past: Past,
+    pub paused: Vec<(LaneId, Paused)>,
     done: UnboundedReceiver<Done>,
     calls: u64,
 }

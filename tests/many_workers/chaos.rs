@@ -185,7 +185,9 @@ async fn whatever_breaks_each_order_is_told_once_rightly_and_the_minute_is_kept(
     assert!(most * 2 > per_minute, "the minute was never met");
     let most = scene.gateway.most_in_flight("default");
     assert!(most <= AT_ONCE, "{most} calls at once");
-    assert!(lost > count / 100, "the gateway was not lossy enough");
+    // How many calls there are, and so how many answers are lost, is up to chance: some 15 of 1,000
+    // orders.
+    assert!(lost > count / 500, "the gateway was not lossy enough");
     for mut worker in workers {
         assert_eq!(worker.terminate(LATER).await, 0, "{}", worker.log());
     }

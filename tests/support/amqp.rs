@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout};
 
 use super::broker::KIT_CONNECTION;
 use super::eventually::eventually;
+use super::schema::check_event;
 
 /// The contract's default names.
 pub const COMMANDS: &str = "wdt.cancel.commands";
@@ -86,6 +87,12 @@ impl Command {
         self
     }
 
+    /// The `timestamp`, in whatever unit.
+    pub fn timestamp(mut self, at: u64) -> Self {
+        self.properties = self.properties.with_timestamp(at);
+        self
+    }
+
     /// The `reply_to`.
     pub fn reply_to(mut self, queue: &str) -> Self {
         self.properties = self.properties.with_reply_to(queue.into());
@@ -117,6 +124,7 @@ pub struct Message {
     pub redelivered: bool,
     pub message_id: Option<String>,
     pub correlation_id: Option<String>,
+    pub reply_to: Option<String>,
     pub kind: Option<String>,
     pub content_type: Option<String>,
     pub app_id: Option<String>,
@@ -132,6 +140,9 @@ pub struct Message {
 impl Message {
     fn new(delivery: lapin::message::Delivery) -> Self {
         let properties = &delivery.properties;
+        if let Some(kind) = event_kind(properties) {
+            check_event(kind, &delivery.data);
+        }
         let text = |s: &Option<lapin::types::ShortString>| s.as_ref().map(ToString::to_string);
         let headers = properties
             .headers()
@@ -148,6 +159,7 @@ impl Message {
             redelivered: delivery.redelivered,
             message_id: text(properties.message_id()),
             correlation_id: text(properties.correlation_id()),
+            reply_to: text(properties.reply_to()),
             kind: text(properties.kind()),
             content_type: text(properties.content_type()),
             app_id: text(properties.app_id()),
@@ -178,6 +190,12 @@ impl Message {
     pub fn reason_code(&self) -> &str {
         self.body["reason"]["code"].as_str().unwrap_or_default()
     }
+}
+
+/// The type of an event, wherever it arrives; other messages have other types or none.
+fn event_kind(properties: &BasicProperties) -> Option<&str> {
+    let kind = properties.kind().as_ref()?.as_str();
+    kind.starts_with("wdt.cancel.").then_some(kind)
 }
 
 fn header_value(value: &AMQPValue) -> Value {

@@ -317,6 +317,23 @@ impl Broker {
         (port, authority)
     }
 
+    /// From now on its management listens, on the port that this returns.
+    pub async fn manage(&self) -> u16 {
+        let port = free_port();
+        let plugins = self.dir().join("plugins");
+        std::fs::write(&plugins, "[rabbitmq_management].\n").expect("the list of plugins");
+        self.inside
+            .order(&format!(
+                r#"application:load(rabbitmq_management),
+                application:set_env(rabbitmq_management, tcp_config,
+                    [{{port, {port}}}, {{ip, "127.0.0.1"}}]),
+                {{ok, _, _}} = rabbit_plugins:ensure("{}")"#,
+                plugins.display()
+            ))
+            .await;
+        port
+    }
+
     async fn set_memory_limit(&self, limit: &str, alarm: bool) {
         let order =
             format!(r#"vm_memory_monitor:set_vm_memory_high_watermark({{absolute, "{limit}"}})"#);
@@ -748,7 +765,7 @@ impl Vhost {
         let closed: Vec<bool> = self
             .inside
             .ask(&format!(
-                r#"[begin rabbit_networking:close_connection(P, "closed by a test"), true end
+                r#"[begin (catch rabbit_networking:close_connection(P, "closed by a test")), true end
                    || P <- rabbit_networking:connections(),
                       [{{vhost, <<"{}">>}}, {{client_properties, Ps}}] <-
                           [catch rabbit_networking:connection_info(

@@ -18,6 +18,7 @@
 mod connect;
 mod lease;
 pub mod operate;
+mod pauses;
 pub(super) mod read;
 mod rows;
 mod schema;
@@ -36,8 +37,12 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::journal::{Head, NOTES_WAIT, Page, Scribe};
-use super::{Board, Commits, Done, GROUP_MAX, Leave, Ledger, Opened, RETRY_PAUSE, Request, Sent};
-use crate::rules::desk::{AccountPolicy, CallId};
+use super::{
+    Board, Commits, Done, GROUP_MAX, Leave, Ledger, Opened, RETRY_PAUSE, Request, Sent, Timings,
+};
+use crate::rules::desk::{AccountPolicy, CallId, LaneId};
+use crate::rules::dry_run::Mode;
+use crate::rules::lane::Paused;
 use crate::rules::poison::{Digest, Past, REMEMBERED};
 use crate::rules::time::earlier;
 use connect::Db;
@@ -76,6 +81,16 @@ pub enum OpenError {
         /// The oldest schema whose workers can work with it.
         oldest: i32,
     },
+    /// Dry runs made it, and this is none.
+    #[error(
+        "the ledger under ledger.url is one of dry runs, which cancelled nothing of what it says; name another database in ledger.url"
+    )]
+    OfDryRuns,
+    /// This is a dry run, and it is a real one.
+    #[error(
+        "the ledger under ledger.url is not one of dry runs, and this is one; name another database in ledger.url, or a file"
+    )]
+    OfLiveRuns,
     /// Its thread cannot be started.
     #[error("the ledger's thread cannot be started: {0}")]
     Thread(std::io::Error),
@@ -118,11 +133,23 @@ pub struct Settings {
 /// # Errors
 /// When it cannot be used, or a later version's worker is needed for it.
 pub async fn open(settings: Settings, done: UnboundedSender<Done>) -> Result<Opened, OpenError> {
+    open_for(Mode::Live, settings, done).await
+}
+
+/// The same for a dry run, if that is the mode: a ledger is of one mode for ever.
+///
+/// # Errors
+/// As [`open`], and when the ledger is one of the other mode.
+pub async fn open_for(
+    mode: Mode,
+    settings: Settings,
+    done: UnboundedSender<Done>,
+) -> Result<Opened, OpenError> {
     let db = Db::new(&settings.url)?;
     let term = Term::new(settings.timeout);
     let end = Instant::now() + START;
-    let (lease, restored_at, past) = loop {
-        match begin(&db, term).await {
+    let (lease, restored_at, past, paused) = loop {
+        match begin(&db, mode, term, &settings.accounts).await {
             Ok(begun) => break begun,
             Err(OpenError::Db(error)) if error.may_pass() && Instant::now() < end => {
                 warn!(%error, "the ledger cannot be opened yet; trying again");
@@ -135,6 +162,7 @@ pub async fn open(settings: Settings, done: UnboundedSender<Done>) -> Result<Ope
     let (board, health) = Board::new();
     let board = Arc::new(Mutex::new(board));
     let (commits_tx, commits) = watch::channel(Commits::default());
+    let timings = Timings::new();
     let (requests, inbox) = unbounded_channel();
     let keeper = Keeper {
         db: db.clone(),
@@ -144,12 +172,14 @@ pub async fn open(settings: Settings, done: UnboundedSender<Done>) -> Result<Ope
         done,
         board: Arc::clone(&board),
         commits: commits_tx,
+        timings: timings.clone(),
         waiting: Vec::new(),
         noted: Page::default(),
         noted_at: Instant::now(),
         chain: RefCell::new(Chain::begin(name())),
     };
-    let tender = tend::run(db, lease, board, settings.retention);
+    let watch = pauses::Watch::new(keeper.accounts.0.clone(), &paused, keeper.done.clone());
+    let tender = tend::run(db, lease, board, settings.retention, watch);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -170,6 +200,7 @@ pub async fn open(settings: Settings, done: UnboundedSender<Done>) -> Result<Ope
         keeper: super::Hands::Shared(hands),
         health,
         commits,
+        timings,
         restored_at,
     };
     Ok(Opened {
@@ -177,11 +208,19 @@ pub async fn open(settings: Settings, done: UnboundedSender<Done>) -> Result<Ope
         // Every worker's calls are counted in the database.
         recent_calls: Vec::new(),
         past,
+        paused,
     })
 }
 
-async fn begin(db: &Db, term: Term) -> Result<(Lease, Option<Timestamp>, Past), OpenError> {
-    ready(db).await?;
+type Begun = (Lease, Option<Timestamp>, Past, Vec<(LaneId, Paused)>);
+
+async fn begin(
+    db: &Db,
+    mode: Mode,
+    term: Term,
+    accounts: &[AccountPolicy],
+) -> Result<Begun, OpenError> {
+    ready(db, mode).await?;
     Ok(db
         .step(async |client| {
             lease::collect(client).await?;
@@ -191,14 +230,18 @@ async fn begin(db: &Db, term: Term) -> Result<(Lease, Option<Timestamp>, Past), 
             let restored_at = restored_at.map(rows::timestamp).transpose()?;
             warn_of_loose_writes(client).await?;
             let lease = Lease::begin(client, name(), term).await?;
-            Ok((lease, restored_at, past))
+            let paused = pauses::read(client, accounts).await?;
+            Ok((lease, restored_at, past, paused))
         })
         .await?)
 }
 
-/// Makes what is missing of the tables.
-async fn ready(db: &Db) -> Result<(), OpenError> {
+/// Makes what is missing of the tables, and sees to it that they are of this mode.
+async fn ready(db: &Db, mode: Mode) -> Result<(), OpenError> {
     let found = db.step(schema::find).await?;
+    if found.version > 0 {
+        is_of(db, mode).await?;
+    }
     if !found.is_known() {
         let (found, oldest) = (found.version, found.oldest);
         return Err(OpenError::Newer { found, oldest });
@@ -206,13 +249,25 @@ async fn ready(db: &Db) -> Result<(), OpenError> {
     if found.version >= schema::VERSION {
         return Ok(());
     }
-    match db.step_within(operate::LONG, schema::migrate).await {
-        Ok(_) => Ok(()),
+    let made = db.step_within(operate::LONG, async |client| {
+        schema::migrate(client, mode).await
+    });
+    match made.await {
+        // Another worker may have been the first.
+        Ok(_) => is_of(db, mode).await,
         Err(why) if why.is_denied() => Err(OpenError::MayNotMigrate {
             found: found.version,
             why,
         }),
         Err(error) => Err(error.into()),
+    }
+}
+
+async fn is_of(db: &Db, mode: Mode) -> Result<(), OpenError> {
+    match (mode, db.step(schema::mode).await?) {
+        (Mode::Live, Mode::Live) | (Mode::DryRun, Mode::DryRun) => Ok(()),
+        (Mode::Live, Mode::DryRun) => Err(OpenError::OfDryRuns),
+        (Mode::DryRun, Mode::Live) => Err(OpenError::OfLiveRuns),
     }
 }
 
@@ -314,6 +369,7 @@ struct Keeper {
     done: UnboundedSender<Done>,
     board: SharedBoard,
     commits: watch::Sender<Commits>,
+    timings: Timings,
     waiting: Vec<Waiting>,
     /// For the journal, since this time.
     noted: Page,
@@ -404,11 +460,13 @@ impl Keeper {
             }
         }
         if !claims.is_empty() {
+            let began = Instant::now();
             let claimed = self
                 .until_it_works(async |client, keeper| {
                     store::claim(client, &keeper.accounts, &keeper.lease, &claims).await
                 })
                 .await;
+            self.timings.claim.observe(began.elapsed().as_secs_f64());
             for claimed in claimed.unwrap_or_default() {
                 self.report(Done::Claimed(claimed));
             }
@@ -438,8 +496,8 @@ impl Keeper {
         self.commits.send_modify(|commits| {
             commits.groups += 1;
             commits.requests += writes.len() as u64;
-            commits.micros += u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         });
+        self.timings.commit.observe(began.elapsed().as_secs_f64());
         for ((request, since), outcome) in writes.into_iter().zip(since).zip(outcomes) {
             self.tell(request, since, outcome, until);
         }
@@ -548,7 +606,8 @@ fn call_of(request: &Request) -> Option<CallId> {
         | Request::BeginRun(_)
         | Request::EndRun
         | Request::BeginTrial(..)
-        | Request::EndTrial(..) => None,
+        | Request::EndTrial(..)
+        | Request::Pause(..) => None,
     }
 }
 

@@ -13,6 +13,9 @@ use super::connect::{Db, DbError};
 use super::rows::{stored, timestamp};
 use super::{OpenError, schema};
 use crate::ledger::open::{self, Seen};
+use crate::rules::dry_run::Mode;
+use crate::rules::lane::Paused;
+use crate::rules::order::AccountName;
 
 /// Such a step may take as long as a large table does.
 pub(super) const LONG: Duration = Duration::from_secs(60 * 60);
@@ -107,7 +110,36 @@ pub async fn migrate(url: &str) -> Result<(i32, i32), OpenError> {
 
 async fn unhurried(client: &Object) -> Result<schema::Found, DbError> {
     client.batch_execute("SET statement_timeout = 0").await?;
-    schema::migrate(client).await
+    // Those that are missing in a ledger of dry runs are the same.
+    schema::migrate(client, Mode::Live).await
+}
+
+/// Its schema, 0 where it has no tables yet, and how many workers have a lease. Changes nothing, and
+/// reads no large table.
+///
+/// # Errors
+/// When the database cannot be used, or its tables are a later version's.
+pub async fn look(url: &str) -> Result<(i32, i64), OpenError> {
+    let db = Db::new(url)?;
+    let found = db.step(schema::find).await?;
+    if !found.is_known() {
+        let (found, oldest) = (found.version, found.oldest);
+        return Err(OpenError::Newer { found, oldest });
+    }
+    match found.version {
+        0 => Ok((0, 0)),
+        version => Ok((version, db.step(workers).await?)),
+    }
+}
+
+async fn workers(client: &Object) -> Result<i64, DbError> {
+    let row = client
+        .query_one(
+            "SELECT count(*) FROM wdt.workers WHERE lease_until > clock_timestamp()",
+            &[],
+        )
+        .await?;
+    Ok(row.get(0))
 }
 
 /// Counts what is in it.
@@ -169,7 +201,7 @@ async fn count(client: &Object) -> Result<Findings, DbError> {
 /// # Errors
 /// When the database cannot be written.
 pub async fn mark_restored(url: &str) -> Result<Timestamp, OpenError> {
-    super::ready(&Db::new(url)?).await?;
+    super::ready(&Db::new(url)?, Mode::Live).await?;
     let now = Timestamp::now();
     let db = Db::new(url)?;
     db.step(async |client| {
@@ -195,13 +227,17 @@ pub async fn import(url: &str, file: &Path) -> Result<Moved, ImportError> {
     let Seen {
         mut connection,
         schema,
+        mode,
     } = open::look(&held.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    if mode.is_some_and(Mode::is_dry_run) {
+        return Err(crate::ledger::OpenError::OfDryRuns(file.into()).into());
+    }
     if let Some(what) = open::damage(&mut connection, None)? {
         let file = file.display();
         return Err(ImportError::Damaged(format!("{file} is damaged: {what}")));
     }
     let db = Db::new(url).map_err(OpenError::from)?;
-    super::ready(&db).await?;
+    super::ready(&db, Mode::Live).await?;
     let mut moved = Moved::default();
     if schema == 0 {
         return Ok(moved);
@@ -494,5 +530,26 @@ ON CONFLICT (account) DO UPDATE SET quiet_until = greatest(a.quiet_until, EXCLUD
     }
     let mark = "UPDATE wdt.marks SET restored_at = greatest(restored_at, $1)";
     client.execute(mark, &[&restored_at]).await?;
+    Ok(())
+}
+
+/// Pauses these accounts, or resumes them, for every worker.
+///
+/// # Errors
+/// When the database cannot be used, or the tables are not there.
+pub async fn pause(
+    url: &str,
+    accounts: &[AccountName],
+    paused: Option<&Paused>,
+) -> Result<(), OpenError> {
+    let db = Db::new(url)?;
+    super::ready(&db, Mode::Live).await?;
+    db.step(async |client| {
+        for account in accounts {
+            super::pauses::write(client, account.as_str(), paused).await?;
+        }
+        Ok(())
+    })
+    .await?;
     Ok(())
 }

@@ -10,13 +10,14 @@
 use deadpool_postgres::Object;
 
 use super::connect::DbError;
+use crate::rules::dry_run::Mode;
 
 /// Whoever holds this lock of the database makes migrations: "wdtledgr".
 const MIGRATION_LOCK: i64 = 0x7764_746c_6564_6772;
 
 /// The first makes schema 1 of an empty database, each next one the next schema of the one before;
 /// with it the oldest schema whose workers can work with it.
-const MIGRATIONS: &[(&str, i32)] = &[(FIRST, 1), (JOURNAL, 1)];
+const MIGRATIONS: &[(&str, i32)] = &[(FIRST, 1), (PAUSES, 1), (JOURNAL, 1)];
 
 /// The schema of this version.
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
@@ -217,8 +218,21 @@ BEGIN
 END $$;
 "#;
 
+/// Accounts that an operator does not want to be called. Workers of an earlier schema do not know of
+/// them and call on, but they work.
+const PAUSES: &str = r#"
+CREATE TABLE wdt.pauses (
+    account text COLLATE "C" PRIMARY KEY,
+    since   bigint NOT NULL,
+    who     text NOT NULL
+);
+"#;
+
+/// Where this table is, the ledger is one of dry runs. It is made with the first migration.
+const DRY_RUN: &str = "CREATE TABLE wdt.dry_run ();";
+
 /// What happened; see `ledger::journal`. Each run of a worker writes a chain of its own. A worker of
-/// schema 1 knows nothing of it, and writes none.
+/// an earlier schema knows nothing of it, and writes none.
 ///
 /// Whoever may write orders may write these, so that a role that was granted its tables once need
 /// not be granted these by hand.
@@ -304,16 +318,28 @@ pub(super) async fn find(client: &Object) -> Result<Found, DbError> {
     }))
 }
 
+/// Whose ledger it is, once there is one.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub(super) async fn mode(client: &Object) -> Result<Mode, DbError> {
+    let mark = "SELECT EXISTS (
+        SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'wdt' AND c.relname = 'dry_run')";
+    let is_dry_run = client.query_one(mark, &[]).await?.get(0);
+    Ok(if is_dry_run { Mode::DryRun } else { Mode::Live })
+}
+
 /// Makes the migrations that are missing, if any, as the only one who does; tells what there is
-/// then.
+/// then. An empty database becomes a ledger of this mode.
 ///
 /// # Errors
 /// When the database cannot be written, or the role may not create tables. What was made stays.
-pub(super) async fn migrate(client: &Object) -> Result<Found, DbError> {
-    apply(client, MIGRATIONS).await
+pub(super) async fn migrate(client: &Object, mode: Mode) -> Result<Found, DbError> {
+    apply(client, mode, MIGRATIONS).await
 }
 
-async fn apply(client: &Object, migrations: &[(&str, i32)]) -> Result<Found, DbError> {
+async fn apply(client: &Object, mode: Mode, migrations: &[(&str, i32)]) -> Result<Found, DbError> {
     for (version, (migration, oldest)) in (1..).zip(migrations) {
         // Others may be at it, or just have been.
         let lock = format!(
@@ -325,6 +351,10 @@ async fn apply(client: &Object, migrations: &[(&str, i32)]) -> Result<Found, DbE
             client.batch_execute("COMMIT").await?;
             continue;
         }
+        let mark = match mode {
+            Mode::DryRun if version == 1 => DRY_RUN,
+            Mode::DryRun | Mode::Live => "",
+        };
         let step = format!(
             "CREATE SCHEMA IF NOT EXISTS wdt;
              CREATE TABLE IF NOT EXISTS wdt.migrations (
@@ -332,6 +362,7 @@ async fn apply(client: &Object, migrations: &[(&str, i32)]) -> Result<Found, DbE
                  oldest  integer NOT NULL,
                  made_at timestamptz NOT NULL DEFAULT now());
              {migration}
+             {mark}
              INSERT INTO wdt.migrations (version, oldest) VALUES ({version}, {oldest});
              COMMIT"
         );

@@ -18,6 +18,7 @@ use tokio_postgres::types::ToSql;
 use super::Chain;
 use super::connect::DbError;
 use super::lease::Lease;
+use super::pauses;
 use super::rows::{self, ENDED, SENT, WAITING, count, number, read, stored, timestamp, words};
 use crate::ledger::journal::{self, Head, Names, Page};
 use crate::ledger::{Place, Request};
@@ -320,7 +321,8 @@ impl<'a> Group<'a> {
                 | Request::Note(..)
                 | Request::EndTrial(..)
                 | Request::Quiet(..)
-                | Request::Careful(_) => {}
+                | Request::Careful(_)
+                | Request::Pause(..) => {}
             }
         }
         group.is_weighty |= !group.wanted.is_empty();
@@ -389,7 +391,8 @@ pub(super) async fn write(
             | Request::BeginRun(_)
             | Request::EndRun
             | Request::BeginTrial(..)
-            | Request::EndTrial(..) => {
+            | Request::EndTrial(..)
+            | Request::Pause(..) => {
                 note(client, accounts, lease, request).await?;
                 Outcome::Written
             }
@@ -678,6 +681,9 @@ ON CONFLICT (command) DO UPDATE SET worker = EXCLUDED.worker, changed_at = EXCLU
                 "UPDATE wdt.trials SET worker = NULL WHERE command = $1"
             };
             client.execute(sql, &[&&command.0[..]]).await?;
+        }
+        Request::Pause(lane, paused) => {
+            pauses::write(client, accounts.name(*lane), paused.as_ref()).await?;
         }
         Request::Send(..) | Request::Ask(..) | Request::Record(_) => {}
     }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::connect::{Db, DbError};
 use super::lease::{self, Lease};
-use super::{SharedBoard, on};
+use super::{SharedBoard, on, pauses};
 use crate::ledger::{Board, PRUNE_EVERY};
 use crate::rules::time::earlier;
 
@@ -26,7 +26,13 @@ const RUNS_KEPT: i64 = 1000;
 const PRUNE_LOCK: i64 = 0x7764_7470_7275_6e65;
 
 /// Runs until it is aborted.
-pub(super) async fn run(db: Db, lease: Arc<Lease>, board: SharedBoard, retention: Duration) {
+pub(super) async fn run(
+    db: Db,
+    lease: Arc<Lease>,
+    board: SharedBoard,
+    retention: Duration,
+    mut pauses: pauses::Watch,
+) {
     let mut fronts = Fronts::default();
     let mut tick = tokio::time::interval(PRUNE_EVERY.min(lease.term().renewal));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -60,7 +66,10 @@ pub(super) async fn run(db: Db, lease: Arc<Lease>, board: SharedBoard, retention
         }
         let before = earlier(Timestamp::now(), retention).as_millisecond();
         let pruned = db
-            .step(async |client| prune(client, before, &mut fronts).await)
+            .step(async |client| {
+                pauses.look(client).await?;
+                prune(client, before, &mut fronts).await
+            })
             .await;
         let fault = pruned.err().filter(|error| !error.is_conflict());
         on(&board, |board| {

@@ -10,6 +10,7 @@ use super::action::{
     Action, Claim, Claimed, CommandKey, Fence, Holding, LaneId, OrderRow, OrderState, ResultRow,
     Ticket,
 };
+use super::counts::LookUpCause;
 use super::hand::{OnRecord, Open, Order, Park, Phase, Stage, Told, is_settled};
 use crate::rules::admit::{Admission, Command, Entry, Fingerprint, Rejection};
 use crate::rules::lane::OrderKey;
@@ -64,6 +65,8 @@ impl Desk {
                     let (order, is_new) = self.take_in_hand(now.wall, lane, order_no);
                     if is_new {
                         claims.push((order, order_no.clone()));
+                    } else {
+                        self.counts.joined(lane);
                     }
                     if let Some(order) = self.orders.get_mut(&order) {
                         order.waiters.push((key, place));
@@ -275,6 +278,9 @@ impl Desk {
             }
         }
         for (order, place) in detached {
+            if let Some(order) = self.orders.get(&order) {
+                self.counts.told_from_ledger(order.lane);
+            }
             self.detach(order, key, place);
         }
         for (place, told) in invalid {
@@ -430,7 +436,8 @@ impl Desk {
             return self.forget(key);
         }
         let is_news = order.is_news(row.as_ref());
-        let lane = &mut self.lanes[order.lane.0];
+        let lane_id = order.lane;
+        let lane = &mut self.lanes[lane_id.0];
         let is_hidden = self.gap.is_some_and(|gap| gap.hides(now, row.as_ref()));
         let doubt = match row.as_ref().map(|row| &row.state) {
             None => None,
@@ -441,6 +448,7 @@ impl Desk {
                     replayed: !is_news,
                     occurred_at: *at,
                 };
+                self.counts.told_from_ledger(order.lane);
                 return self.end_as(key, told);
             }
             // What the gateway refused while it was in another worker's hands is its word for the
@@ -454,6 +462,7 @@ impl Desk {
                     replayed: false,
                     occurred_at: *at,
                 };
+                self.counts.told_from_ledger(order.lane);
                 return self.end_as(key, told);
             }
             Some(OrderState::Ended(ending, _)) => {
@@ -472,10 +481,22 @@ impl Desk {
                 Some("the worker stopped before an answer was recorded")
             }
         };
+        if self.mode.is_dry_run() {
+            // Nothing of it can be in doubt: it was never sent.
+            order.phase = Phase::Doubtful;
+            return lane.look_up_at(now.mono, key);
+        }
         // Of a command that was in hand when the ledger was lost it is likely, of another it is not:
         // that one is sent, and only a no is looked into.
         let mut waiters = order.waiters.iter();
         let was_in_hand = waiters.any(|(c, _)| self.commands.get(c).is_some_and(|c| c.redelivered));
+        let cause = match order.on_record {
+            OnRecord::Sent => LookUpCause::FoundSent,
+            OnRecord::NothingOpen | OnRecord::Waiting if doubt.is_some() => {
+                LookUpCause::FoundUnknown
+            }
+            OnRecord::NothingOpen | OnRecord::Waiting => LookUpCause::Restored,
+        };
         let doubt = doubt.or((is_hidden && was_in_hand)
             .then_some("the ledger was restored from a back-up, and it may have been sent before"));
         let Some(what) = doubt else {
@@ -493,6 +514,7 @@ impl Desk {
             return self.end(now, key, ending);
         }
         lane.look_up_at(now.mono, key);
+        self.counts.look_up(lane_id, cause);
     }
 
     /// A command waits for the order no more. An order that nobody waits for leaves the desk at

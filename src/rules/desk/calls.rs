@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use super::Desk;
 use super::action::{Action, CallId, CommandKey, LaneId, Note, OrderState, SendList};
+use super::counts::{RetryCause, Why};
 use super::hand::{OnRecord, Order, Phase};
+use crate::rules::dry_run::{self, Mode};
 use crate::rules::judge::{self, CallEnd, CancelLists, FoundOrder, LookUp, News};
 use crate::rules::lane::{Method, NextCall, OrderKey};
-use crate::rules::next::{self, Next};
+use crate::rules::next::{self, Next, Retry, Tries};
 use crate::rules::order::OrderNo;
 use crate::rules::time::Now;
 
@@ -26,14 +28,14 @@ impl Desk {
                 }
                 NextCall::LookUp(key) => {
                     let denied = self.lanes[lane.0].query_denied;
-                    let retry = self.policy.retry;
-                    let Some(order) = self.still_wanted(now, key, false) else {
+                    let (mode, retry) = (self.mode, self.policy.retry);
+                    let Some(order) = self.still_wanted(now, key, mode.is_dry_run()) else {
                         self.lanes[lane.0].call_not_made();
                         continue;
                     };
                     if denied {
                         let seen = LookUp::NotPermitted("asked before".into());
-                        let step = next::after_look_up(&mut order.tries, seen, retry, 0.0);
+                        let step = after_look_up(mode, &mut order.tries, seen, retry, 0.0);
                         self.step(now, key, step);
                         self.lanes[lane.0].call_not_made();
                         continue;
@@ -42,6 +44,14 @@ impl Desk {
                     let order_no = order.order_no.clone();
                     self.actions.push(Action::LookUp(id, lane, order_no));
                     vec![key]
+                }
+                NextCall::Cancel(keys) if self.mode.is_dry_run() => {
+                    debug_assert!(false, "nothing waits to be sent in a dry run");
+                    self.lanes[lane.0].call_not_made();
+                    for key in keys {
+                        self.step(now, key, Next::LookUpIn(Duration::ZERO));
+                    }
+                    continue;
                 }
                 NextCall::Cancel(mut keys) => {
                     let is_half = self.lanes[lane.0].half_was_last();
@@ -74,7 +84,8 @@ impl Desk {
     }
 
     /// The order, unless nobody waits for it any more, or only commands of which it is not known
-    /// yet what is recorded. The deadline is checked here, right before a call that would cancel.
+    /// yet what is recorded. The deadline is checked here, right before a call that would cancel, or
+    /// that stands for one in a dry run.
     pub(super) fn still_wanted(
         &mut self,
         now: Now,
@@ -134,6 +145,7 @@ impl Desk {
             .collect();
         debug_assert_eq!(asked.len(), keys.len(), "an order in a call stays in hand");
         let judged = judge::judge_cancel(&asked, end);
+        let not_executed_for = RetryCause::of(&judged.news);
         self.hear(now, lane, Method::Cancel, judged.news);
         if judged.strangers > 0 {
             self.actions
@@ -149,8 +161,12 @@ impl Desk {
                 continue;
             };
             let not_executed = verdict == judge::Verdict::NotExecuted;
+            let why = Why::of(&verdict, not_executed_for);
             let retry = self.policy.retry;
-            match next::after_cancel(&mut order.tries, verdict, alone, may_look_up, retry, chance) {
+            let next =
+                next::after_cancel(&mut order.tries, verdict, alone, may_look_up, retry, chance);
+            self.counts.after_cancel(lane, &why, &next);
+            match next {
                 Next::Halve => {
                     order.phase = Phase::Waiting;
                     halves.push(key);
@@ -201,7 +217,9 @@ impl Desk {
             // The account is the matter, not the order; it costs the order no look-up.
             return self.step(now, key, Next::LookUpIn(Duration::ZERO));
         }
-        let step = next::after_look_up(&mut order.tries, seen, self.policy.retry, chance);
+        let retry = self.policy.retry;
+        let step = after_look_up(self.mode, &mut order.tries, seen, retry, chance);
+        self.counts.after_look_up(lane, &step);
         self.step(now, key, step);
     }
 
@@ -239,5 +257,12 @@ impl Desk {
                 lane.send(key);
             }
         }
+    }
+}
+
+fn after_look_up(mode: Mode, tries: &mut Tries, seen: LookUp, retry: Retry, chance: f64) -> Next {
+    match mode {
+        Mode::Live => next::after_look_up(tries, seen, retry, chance),
+        Mode::DryRun => dry_run::after_look_up(tries, seen, retry, chance),
     }
 }

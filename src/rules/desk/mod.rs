@@ -25,6 +25,7 @@
 mod action;
 mod arrive;
 mod calls;
+mod counts;
 mod hand;
 mod lease;
 mod poison;
@@ -37,17 +38,20 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::lane::{Lane, LaneReport, OrderKey};
+use super::dry_run::Mode;
+use super::lane::{Lane, LaneReport, OrderKey, Paused};
 use super::next::Retry;
 use super::order::{AccountName, CommandId, OrderNo};
 use super::pace::Pace;
 use super::time::{Mono, Now};
+use counts::Counts;
 use hand::{AfterRecord, Open, Order};
 
 pub use action::{
     Action, CallId, Claim, Claimed, CommandKey, Event, Fate, Fence, Finished, Holding, LaneId,
     Note, OrderRow, OrderState, Parking, Record, RecordId, ResultRow, SendList, Telling, Ticket,
 };
+pub use counts::{LaneCounts, LookUpCause, RetryCause};
 pub use telling::OnItsWay;
 
 /// How the desk does its work.
@@ -64,6 +68,17 @@ pub struct Policy {
     pub untold_pause: Duration,
     /// How long a list that is not full waits for more orders.
     pub gather: Duration,
+}
+
+/// What may be set otherwise while the desk is at work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adjustment {
+    /// `retry.max_attempts`.
+    pub max_attempts: u32,
+    /// `retry.max_age`.
+    pub max_age: Duration,
+    /// The accounts; one that the desk does not know is passed over.
+    pub accounts: Vec<AccountPolicy>,
 }
 
 /// One account, as the desk needs it.
@@ -129,6 +144,7 @@ pub struct Load {
 #[derive(Debug, Clone)]
 pub struct Desk {
     policy: Policy,
+    mode: Mode,
     rng: fastrand::Rng,
     gap: Option<Gap>,
     lanes: Vec<Lane>,
@@ -153,6 +169,7 @@ pub struct Desk {
     last_number: u64,
     actions: Vec<Action>,
     draining: bool,
+    counts: Counts,
 }
 
 impl Desk {
@@ -172,8 +189,10 @@ impl Desk {
             .collect();
         Self {
             policy,
+            mode: Mode::Live,
             rng,
             gap: None,
+            counts: Counts::new(lanes.len()),
             lanes,
             lane_ids,
             commands: BTreeMap::new(),
@@ -190,6 +209,36 @@ impl Desk {
             last_number: 0,
             actions: Vec::new(),
             draining: false,
+        }
+    }
+
+    /// A desk that never asks for an order to be sent: it is looked up, and told what would become
+    /// of it.
+    pub fn for_dry_run(policy: Policy, accounts: &[AccountPolicy], rng: fastrand::Rng) -> Self {
+        Self {
+            mode: Mode::DryRun,
+            ..Self::new(policy, accounts, rng)
+        }
+    }
+
+    /// Other settings from now on, for what is in hand, too.
+    pub fn adjust(&mut self, now: Mono, adjustment: &Adjustment) {
+        let Adjustment {
+            max_attempts,
+            max_age,
+            accounts,
+        } = adjustment;
+        self.policy.retry.max_attempts = *max_attempts;
+        self.policy.max_age = *max_age;
+        for account in accounts {
+            if let Some(lane) = self.lane_ids.get(&account.name) {
+                self.lanes[lane.0].adjust(
+                    now,
+                    account.calls_per_minute,
+                    account.concurrency,
+                    account.max_orders_per_call,
+                );
+            }
         }
     }
 
@@ -258,9 +307,38 @@ impl Desk {
         }
     }
 
+    /// An operator wants that this account is not called from now on, or is called again.
+    pub fn pause(&mut self, lane: LaneId, paused: Option<Paused>) {
+        if let Some(lane) = self.lanes.get_mut(lane.0) {
+            lane.pause(paused);
+        }
+    }
+
     /// How each account fares.
     pub fn reports(&self, now: Mono) -> Vec<LaneReport> {
         self.lanes.iter().map(|lane| lane.report(now)).collect()
+    }
+
+    /// What was counted of each account since the start.
+    pub fn counts(&self) -> &[LaneCounts] {
+        self.counts.lanes()
+    }
+
+    /// When the oldest command in hand arrived.
+    pub fn oldest(&self) -> Option<Mono> {
+        self.commands.values().map(|command| command.arrived).min()
+    }
+
+    /// The deliveries whose commands wait for what this call brings.
+    pub fn waits_for(&self, call: CallId) -> Vec<Ticket> {
+        let keys = self.calls.get(&call).map(|(_, keys)| &**keys);
+        let orders = keys.unwrap_or_default().iter();
+        let waiters = orders
+            .filter_map(|key| self.orders.get(key))
+            .flat_map(|order| &order.waiters);
+        let commands: BTreeSet<CommandKey> = waiters.map(|(command, _)| *command).collect();
+        let commands = commands.iter().filter_map(|key| self.commands.get(key));
+        commands.filter_map(|command| command.ticket).collect()
     }
 
     /// The account of a lane.

@@ -44,6 +44,7 @@ impl Desk {
             let ending = match order.phase {
                 Phase::Claiming | Phase::Elsewhere | Phase::InCall | Phase::Ending => continue,
                 Phase::Waiting if late => order.too_late(),
+                Phase::Doubtful if late && self.mode.is_dry_run() => order.too_late(),
                 Phase::Waiting | Phase::Doubtful if too_old => order.too_old(),
                 Phase::Waiting | Phase::Doubtful => continue,
             };

@@ -19,6 +19,7 @@ use wdt_cancel_worker::rules::admit::{
     self, Admission, Command, Entry, Envelope, House, ORDERS_MAX,
 };
 use wdt_cancel_worker::rules::desk::{CommandKey, Event, Parking, Telling, Ticket};
+use wdt_cancel_worker::rules::dry_run::Mode;
 use wdt_cancel_worker::rules::order::{AccountName, CommandId, Ending, OrderNo};
 use wdt_cancel_worker::rules::pattern::Pattern;
 
@@ -192,8 +193,8 @@ fn sound(envelope: &Envelope, house: &Settings) {
 }
 
 fn tell(telling: Telling) {
-    let message = wire::write(&telling, 1, 2, 3).expect("an event is JSON");
-    let again = wire::write(&telling, 4, 5, 6).expect("an event is JSON");
+    let message = wire::write(Mode::Live, &telling, 3).expect("an event is JSON");
+    let again = wire::write(Mode::Live, &telling, 6).expect("an event is JSON");
     assert_eq!(message.id, again.id);
     assert_eq!(message.body, again.body);
     assert!(message.routing_key.len() <= 255);

@@ -2,6 +2,14 @@
 //!
 //! Of other people's libraries only warnings and errors pass, whatever `RUST_LOG` asks for: in their
 //! debug output they show what they send, the signed URL and the broker's password among it.
+//!
+//! Beside it the [`traces`], and the [`spans`], with which each command and each call has a line in
+//! the log.
+
+mod json;
+pub mod spans;
+pub mod traces;
+pub mod writer;
 
 use crate::config::LogFormat;
 use std::io::IsTerminal;
@@ -10,10 +18,29 @@ use tracing_subscriber::filter::{EnvFilter, ParseError, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use writer::Lines;
 
 /// What is logged unless `RUST_LOG` says otherwise. The broker's client tells as an error what is
 /// none, such as a queue that is about to be declared; whatever ends a session we tell ourselves.
 const DEFAULT_FILTER: &str = "info,lapin=off,hyper=warn";
+
+/// The log's way out, and what is left of it to be written when this is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Log(Lines);
+
+impl Log {
+    /// Where its lines go.
+    pub fn lines(&self) -> Lines {
+        self.0.clone()
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.0.flush();
+    }
+}
 
 /// Why the log could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +51,9 @@ pub enum TelemetryError {
     /// The process has a log already.
     #[error("the log is set up already: {0}")]
     Again(#[from] TryInitError),
+    /// There can be no thread for it.
+    #[error("the log's thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
 /// The format for whoever reads standard error: text on a terminal, else JSON.
@@ -39,15 +69,16 @@ pub fn format_by_terminal() -> LogFormat {
 ///
 /// # Errors
 /// When `RUST_LOG` cannot be read, or the process has a log already.
-pub fn init(format: LogFormat) -> Result<(), TelemetryError> {
+pub fn init(format: LogFormat) -> Result<Log, TelemetryError> {
     let given = std::env::var("RUST_LOG").ok();
     let filter = filter(given.as_deref())?;
     let colours = std::io::stderr().is_terminal();
+    let lines = Lines::to(std::io::stderr())?;
     match format {
-        LogFormat::Text => text(filter, colours, std::io::stderr).try_init()?,
-        LogFormat::Json => json(filter, std::io::stderr).try_init()?,
+        LogFormat::Text => text(filter, colours, lines.clone()).try_init()?,
+        LogFormat::Json => json(filter, lines.clone()).try_init()?,
     }
-    Ok(())
+    Ok(Log(lines))
 }
 
 fn filter(given: Option<&str>) -> Result<EnvFilter, ParseError> {
@@ -74,16 +105,13 @@ where
         .with(filter_fn(may_be_shown))
 }
 
-/// One object a line, the event's fields beside `timestamp` (RFC 3339, UTC), `level`, `target`.
+/// One object a line; see [`json`](self::json).
 fn json<W>(filter: EnvFilter, writer: W) -> impl Subscriber + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        // The innermost span says where it was; the list of all would say it twice.
-        .with_span_list(false)
+        .event_format(json::Json)
         .with_env_filter(filter)
         .with_writer(writer)
         .finish()
@@ -97,9 +125,9 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
+    struct Kept(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Lines {
+    impl Write for Kept {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().write(bytes)
         }
@@ -109,7 +137,7 @@ mod tests {
         }
     }
 
-    impl Lines {
+    impl Kept {
         fn of(subscriber: impl FnOnce(Self) -> Box<dyn Subscriber + Send + Sync>) -> String {
             let lines = Self::default();
             tracing::subscriber::with_default(subscriber(lines.clone()), || {
@@ -126,7 +154,7 @@ mod tests {
 
     #[test]
     fn json_has_the_fields_beside_the_time_in_utc() {
-        let text = Lines::of(|lines| {
+        let text = Kept::of(|lines| {
             let filter = filter(None).unwrap();
             Box::new(json(filter, move || lines.clone()))
         });
@@ -146,7 +174,7 @@ mod tests {
     #[test]
     fn text_has_colours_only_when_asked() {
         let of = |colours| {
-            Lines::of(|lines| {
+            Kept::of(|lines| {
                 let filter = filter(Some(" ")).unwrap();
                 Box::new(text(filter, colours, move || lines.clone()))
             })
@@ -163,7 +191,7 @@ mod tests {
 
     #[test]
     fn what_libraries_send_is_never_shown() {
-        let lines = Lines::default();
+        let lines = Kept::default();
         let writer = lines.clone();
         let everything = json(filter(Some("trace")).unwrap(), move || writer.clone());
         tracing::subscriber::with_default(everything, || {
