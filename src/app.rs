@@ -28,6 +28,7 @@ use crate::rules::next::Retry;
 use crate::rules::order::AccountName;
 use crate::rules::poison::Gate;
 use crate::rules::time::later;
+use crate::stories;
 use crate::telemetry::spans::Spans;
 use crate::telemetry::traces::Traces;
 use crate::telemetry::writer::Lines;
@@ -129,16 +130,17 @@ pub async fn run(
     let history = Arc::new(History::default());
     let (pause, pauses) = unbounded_channel();
     let (letters, clerk) = Letters::start(dead_settings(&config));
+    let (stories, reader) = stories::start(source(&config));
     let office = Office {
         token: config
             .admin
             .token
             .as_ref()
             .map(|token| token.expose().clone()),
-        ledger: Source::of(&config.ledger.url),
         history: Arc::clone(&history),
         pause,
         letters,
+        stories,
     };
     let admin = Admin::start(
         config.admin.listen,
@@ -193,6 +195,7 @@ pub async fn run(
     let stopped = worker.run(stop, drain).await;
     admin.stop();
     clerk.abort();
+    reader.abort();
     stopped
 }
 
@@ -254,6 +257,14 @@ async fn open_ledger(
             postgres::open_for(mode, settings, done).await?
         }
     })
+}
+
+/// Where the ledger is, for those who only read it.
+pub fn source(config: &Config) -> Source {
+    match &config.ledger.url {
+        LedgerUrl::Path(path) => Source::File(path.clone()),
+        LedgerUrl::Postgres(url) => Source::Database(url.expose().clone()),
+    }
 }
 
 /// Where the ledger is, without a password.

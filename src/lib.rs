@@ -25,5 +25,6 @@ pub mod ledger;
 pub mod letters;
 pub mod notify;
 pub mod rules;
+pub mod stories;
 pub mod telemetry;
 pub mod worker;

@@ -312,7 +312,7 @@ async fn what_became_of_an_order_is_told_beside_the_worker_and_after_it() {
     .await;
     for told in [
         "order QC1 of account default: cancelled, after 1 call",
-        "order QC2 of account default: refused (order_state) \"已发货\", after 1 call",
+        "order QC2 of account default: refused (order_refused) \"已发货\", after 1 call",
         "command c1 came, 2 orders",
         "its attempt 1, in a list of 2 orders",
         "HTTP 200, status 0",
@@ -334,7 +334,7 @@ async fn what_became_of_an_order_is_told_beside_the_worker_and_after_it() {
     assert_eq!(code, 0, "{printed}");
     for told in [
         "order QC1: cancelled; confirmed",
-        "order QC2: refused (order_state)",
+        "order QC2: refused (order_refused)",
     ] {
         assert!(printed.contains(told), "{told}: {printed}");
     }
@@ -599,7 +599,8 @@ async fn pages_show_what_happens_in_two_languages_and_nothing_that_somebody_sent
     ] {
         // The other language's address asks for the same.
         let again = format!(
-            "/story{address}{}lang=",
+            "/story{}{}lang=",
+            address.replace('&', "&amp;"),
             if address.is_empty() { "?" } else { "&amp;" }
         );
         let line = format!("GET /story{address}");

@@ -9,6 +9,7 @@ pub mod letters;
 pub mod metrics;
 mod pages;
 mod process;
+pub mod stories;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,7 +29,6 @@ use tokio::sync::mpsc::{Sender, UnboundedSender};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::ledger::story::Source;
 use crate::rules::desk::{Intake, LaneCounts, LaneId, Load};
 use crate::rules::dry_run::Mode;
 use crate::rules::lane::{LaneReport, Paused};
@@ -189,14 +189,14 @@ pub struct PauseWish {
 pub struct Office {
     /// `admin.token`.
     pub token: Option<String>,
-    /// Where orders and commands are looked up.
-    pub ledger: Source,
     /// The last hour.
     pub history: Arc<history::History>,
     /// Where wishes to pause go.
     pub pause: UnboundedSender<PauseWish>,
     /// Where wishes for dead letters go.
     pub letters: Sender<letters::Request>,
+    /// Where searches go.
+    pub stories: Sender<stories::Request>,
 }
 
 #[derive(Clone)]

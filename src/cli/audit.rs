@@ -8,9 +8,9 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 
 use super::{Exit, Usage};
+use crate::app;
 use crate::config::{Config, parse_duration};
 use crate::ledger::audit::{self, Checked};
-use crate::ledger::story::Source;
 use crate::rules::time::earlier;
 
 /// What is to be done with the journal.
@@ -35,7 +35,7 @@ pub enum Args {
 /// # Errors
 /// When the ledger or the file cannot be read.
 pub async fn run(args: Args, config: &Config) -> anyhow::Result<Exit> {
-    let source = Source::of(&config.ledger.url);
+    let source = app::source(config);
     match args {
         Args::Export { since } => {
             let since = time(&since).ok_or_else(|| {

@@ -12,25 +12,14 @@ use super::postgres::{DbError, read as shared};
 use super::schema;
 use super::sqlite::command_key;
 use super::{OpenError, postgres};
-use crate::config::{LedgerUrl, Secret};
 
-/// Where a ledger is.
-#[derive(Debug, Clone)]
+/// Where a ledger is. It may hold a password, so it is never shown.
+#[derive(Clone)]
 pub enum Source {
     /// An embedded one.
     File(PathBuf),
     /// A shared one: its URL.
-    Database(Secret<String>),
-}
-
-impl Source {
-    /// The ledger of these settings.
-    pub fn of(url: &LedgerUrl) -> Self {
-        match url {
-            LedgerUrl::Path(path) => Self::File(path.clone()),
-            LedgerUrl::Postgres(url) => Self::Database(url.clone()),
-        }
-    }
+    Database(String),
 }
 
 /// Why a ledger cannot be read.
@@ -152,7 +141,7 @@ impl Reader {
     pub(super) async fn open(source: &Source) -> Result<Self, ReadError> {
         match source {
             Source::File(path) => Self::open_file(path),
-            Source::Database(url) => match shared::begin(url.expose()).await? {
+            Source::Database(url) => match shared::begin(url).await? {
                 Ok(client) => Ok(Self::Database(client)),
                 Err((found, needed)) => Err(ReadError::Older { found, needed }),
             },

@@ -18,6 +18,7 @@ pub mod pattern;
 pub mod poison;
 pub mod policy;
 pub mod share;
+pub mod story;
 pub mod time;
 pub mod trace;
 pub mod window;

@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use wdt_cancel_worker::config::Secret;
 use wdt_cancel_worker::ledger::audit::{self, Checked, Fault};
 use wdt_cancel_worker::ledger::journal::Noted;
-use wdt_cancel_worker::ledger::story::{self, Source, What};
+use wdt_cancel_worker::ledger::story::{self, Source};
 use wdt_cancel_worker::rules::desk::{CallId, OrderState};
 use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, Reply};
 use wdt_cancel_worker::rules::order::{CommandId, Ending, OrderNo, Outcome, ReasonCode};
+use wdt_cancel_worker::rules::story::What;
 
 use super::seat::{LANE, Seat, Seating, Sending, Store, at, order, result};
 use super::support::eventually::eventually_ok;
@@ -20,7 +20,7 @@ use super::support::scene::LATER;
 fn source(store: &Store) -> Source {
     match store {
         Store::Embedded(path) => Source::File(path.clone()),
-        Store::Shared(database) => Source::Database(Secret::new(database.url().to_owned())),
+        Store::Shared(database) => Source::Database(database.url().to_owned()),
     }
 }
 
@@ -176,9 +176,7 @@ async fn the_story_of_an_order_is_told_beside_the_worker_and_says_no_more_than_i
             }
         })
         .await;
-        let mut text = Vec::new();
-        story.write(&mut text).unwrap();
-        let text = String::from_utf8(text).unwrap();
+        let text = story.to_string();
         assert!(
             text.starts_with("order QC2 of account default: refused"),
             "{text}"

@@ -18,10 +18,11 @@ use axum::{Extension, Router};
 use jiff::Timestamp;
 use maud::Markup;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::access::{Access, Refusal, Visitor, text};
 use super::letters::{Done, Request as LetterRequest, Wish};
+use super::stories::{Found, Request as StoryRequest};
 use super::{Office, PauseWish, Peer, Snapshot};
 use crate::rules::dead::Filter;
 use crate::rules::desk::LaneId;
@@ -33,8 +34,6 @@ use frame::{Frame, Lang};
 const FORM_MAX_BYTES: usize = 64 * 1024;
 /// A wish to pause is durable within this time, or it is told that it is not yet.
 const PAUSED_WITHIN: Duration = Duration::from_secs(5);
-/// A search waits so long for the one before it.
-const SEARCH_WAIT: Duration = Duration::from_secs(5);
 /// A search that takes longer than this is not waited for.
 const SEARCH_WITHIN: Duration = Duration::from_secs(30);
 /// Nothing but what this listener itself serves, and no page that shows ours within it.
@@ -48,7 +47,6 @@ struct Pages {
     snapshot: watch::Receiver<Snapshot>,
     office: Arc<Office>,
     access: Arc<Access>,
-    searches: Arc<Semaphore>,
 }
 
 type Pairs = Vec<(String, String)>;
@@ -60,7 +58,6 @@ pub(super) fn router(snapshot: watch::Receiver<Snapshot>, office: Office) -> Rou
         snapshot,
         office: Arc::new(office),
         access,
-        searches: Arc::new(Semaphore::new(1)),
     };
     let guarded = Router::new()
         .route("/", get(overview))
@@ -175,8 +172,8 @@ impl Pages {
             .unwrap_or_else(|_| Err("the worker is stopping".into()))
     }
 
-    /// Looks a name up in the ledger, for one at a time.
-    async fn find(&self, lang: Lang, name: &str, account: &str) -> Result<story::Found, String> {
+    /// Looks a name up in the ledger.
+    async fn find(&self, lang: Lang, name: &str, account: &str) -> Result<Found, String> {
         let account = match account {
             "" => None,
             name => Some(AccountName::new(name).ok_or_else(|| {
@@ -186,26 +183,20 @@ impl Pages {
         };
         let busy = || {
             let words = lang.t(
-                "Another search is at work; try again.",
-                "正在进行另一个查询，请稍后再试。",
+                "Other searches are at work; try again.",
+                "正在进行其他查询，请稍后再试。",
             );
             words.to_owned()
         };
-        let place = Arc::clone(&self.searches).acquire_owned();
-        let place = tokio::time::timeout(SEARCH_WAIT, place).await;
-        let Ok(Ok(place)) = place else {
-            return Err(busy());
+        let (answer, found) = oneshot::channel();
+        let request = StoryRequest {
+            name: name.to_owned(),
+            account,
+            answer,
         };
-        let (source, name) = (self.office.ledger.clone(), name.to_owned());
-        // It cannot be broken off, so it keeps its place until it is done, whoever waits for it.
-        let search = tokio::spawn(async move {
-            let found = story::find(&source, &name, account.as_ref()).await;
-            drop(place);
-            found
-        });
-        match tokio::time::timeout(SEARCH_WITHIN, search).await {
-            Ok(Ok(found)) => found.map_err(|error| error.to_string()),
-            Ok(Err(error)) => Err(error.to_string()),
+        self.office.stories.try_send(request).map_err(|_| busy())?;
+        match tokio::time::timeout(SEARCH_WITHIN, found).await {
+            Ok(found) => found.unwrap_or_else(|_| Err(busy())),
             Err(_) => Err(lang
                 .t(
                     "The ledger took too long; wdt-cancel-worker order or command waits for it.",

@@ -5,39 +5,12 @@ use maud::{Markup, html};
 
 use super::frame::{Frame, Lang, address};
 use super::now::class;
-use crate::ledger::story::{
-    self, CommandStory, Moment, OrderStory, ReadError, Source, Standing, Told, What,
-};
-use crate::rules::order::{AccountName, CommandId, OrderNo, Outcome};
+use crate::admin::stories::Found;
+use crate::rules::order::Outcome;
+use crate::rules::story::{CommandStory, Moment, OrderStory, Standing, Told, What};
 
 /// Lines of a story that are shown; the command line shows all.
 const LINES_SHOWN: usize = 500;
-
-/// What was found under one name.
-pub(super) struct Found {
-    orders: Vec<OrderStory>,
-    commands: Vec<CommandStory>,
-}
-
-/// Looks for orders and commands of this name.
-///
-/// # Errors
-/// When the ledger cannot be read.
-pub(super) async fn find(
-    source: &Source,
-    name: &str,
-    account: Option<&AccountName>,
-) -> Result<Found, ReadError> {
-    let orders = match OrderNo::new(name) {
-        Ok(order_no) => story::of_order(source, &order_no, account).await?,
-        Err(_) => Vec::new(),
-    };
-    let commands = match CommandId::new(name) {
-        Some(id) => story::of_command(source, &id, account).await?,
-        None => Vec::new(),
-    };
-    Ok(Found { orders, commands })
-}
 
 /// Where a name's story is.
 pub(super) fn link(name: &str) -> Markup {
@@ -93,19 +66,12 @@ fn order(frame: &Frame, story: &OrderStory) -> Markup {
 }
 
 fn command(frame: &Frame, story: &CommandStory) -> Markup {
-    // What is confirmed is said with the results.
-    let is_said = |moment: &&Moment| match &moment.what {
-        What::Told { order_no, .. } => story.results.iter().any(|told| {
-            order_no.as_deref() == Some(&*told.order_no) && told.confirmed_at.contains(&moment.at)
-        }),
-        _ => false,
-    };
     html! {
         section {
             h2 { (frame.t("Command", "命令")) " " (story.command_id)
                 span.dim { " · " (frame.t("account", "账户")) " " (story.account) } }
             (told(frame, &story.results, |told| &told.order_no))
-            (moments(frame, story.moments.iter().filter(|moment| !is_said(moment))))
+            (moments(frame, story.more()))
         }
     }
 }
