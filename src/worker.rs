@@ -25,7 +25,7 @@ use crate::broker::{BrokerEvent, Delivered};
 use crate::gateway::client::{Client, Ended, Reader};
 use crate::gateway::sign;
 use crate::gateway::wire::ServerTime;
-use crate::ledger::journal::Noted;
+use crate::ledger::journal::{CallEnded, Notes};
 use crate::ledger::{self, Done, Leave, Ledger, Sent};
 use crate::rules::admit::{self, Admission, House};
 use crate::rules::desk::{
@@ -217,7 +217,7 @@ struct Running {
     counts: bool,
     unroutable_since: Option<Timestamp>,
     /// For the ledger's journal; it gets it before what follows from it is recorded.
-    noted: Vec<Noted>,
+    notes: Notes,
     /// When an event was last confirmed.
     told_at: Option<Timestamp>,
     /// The newest timestamp of a command that was delivered for the first time.
@@ -243,7 +243,7 @@ impl Worker {
             unopened: HashMap::new(),
             counts: true,
             unroutable_since: None,
-            noted: Vec::new(),
+            notes: Notes::default(),
             told_at: None,
             newest: None,
             since: admin::health::Since::default(),
@@ -445,13 +445,12 @@ impl Worker {
                     running.told_at = Some(now.wall);
                     self.note_told(now, ticket, place);
                     if let Some(event) = self.desk.telling(command, place) {
-                        running.noted.push(Noted::Told {
-                            lane: event.lane,
-                            command_id: event.command_id.clone(),
-                            order_no: event.order_no.cloned(),
-                            outcome: event.outcome,
-                            replayed: event.replayed,
-                        });
+                        let account = event.lane.map(|lane| self.desk.account(lane));
+                        let order_no = event.order_no.map(|order_no| &**order_no);
+                        let told = (event.outcome, event.replayed);
+                        running
+                            .notes
+                            .told(account, event.command_id, order_no, told);
                     }
                 }
                 self.desk.told(now.mono, command, place, fate);
@@ -462,8 +461,8 @@ impl Worker {
                 if fate == Fate::Confirmed
                     && let Some((lane, command_id)) = self.desk.parking(command)
                 {
-                    let command_id = command_id.clone();
-                    running.noted.push(Noted::Parked { lane, command_id });
+                    let account = lane.map(|lane| self.desk.account(lane));
+                    running.notes.parked(account, command_id);
                 }
                 self.desk.parked(now.mono, command, fate);
             }
@@ -508,7 +507,7 @@ impl Worker {
         };
         let admission = admit::admit(raw, properties, fresh_id, &self.rules);
         let (ticket, redelivered) = (delivered.ticket, delivered.redelivered);
-        running.noted.push(self.asked(&admission));
+        note_asked(&mut running.notes, &admission);
         self.note_manner(manner, admission.envelope().command_id.as_str());
         self.spans.admitted(ticket, &admission);
         match manner {
@@ -621,27 +620,15 @@ impl Worker {
             Answer::Cancel(lane, call, orders, ended) => {
                 self.note_call(lane, call, Method::Cancel, &orders, &ended);
                 self.desk.cancel_answered(now, call, &ended.end);
-                running.noted.push(Noted::Answered {
-                    lane,
-                    call,
-                    orders,
-                    duration: ended.duration,
-                    http_status: ended.http_status,
-                    end: ended.end,
-                });
+                let call = self.call_ended(lane, call, now, &ended);
+                running.notes.answered(call, &orders, &ended.end);
             }
             Answer::LookUp(lane, call, order_no, ended) => {
                 let orders = std::slice::from_ref(&order_no);
                 self.note_call(lane, call, Method::LookUp, orders, &ended);
                 self.desk.look_up_answered(now, call, &ended.end);
-                running.noted.push(Noted::LookedUp {
-                    lane,
-                    call,
-                    order_no,
-                    duration: ended.duration,
-                    http_status: ended.http_status,
-                    end: ended.end,
-                });
+                let call = self.call_ended(lane, call, now, &ended);
+                running.notes.looked_up(call, &order_no, &ended.end);
             }
             Answer::Probe(lane, call, ended) => {
                 self.note_call(lane, call, Method::Probe, &[], &ended);
@@ -702,31 +689,25 @@ impl Worker {
 
     /// Into the ledger's journal, before what follows from it is recorded.
     fn write_down(&self, running: &mut Running, now: Now) {
-        if !running.noted.is_empty() {
+        if !running.notes.is_empty() {
             self.ledger
-                .note(std::mem::take(&mut running.noted), now.wall);
+                .note(std::mem::take(&mut running.notes), now.wall);
         }
     }
 
-    fn asked(&self, admission: &Admission) -> Noted {
-        let (account, orders) = match admission {
-            Admission::Accepted(command) => {
-                let shown = command.entries.iter().map(|entry| match entry {
-                    admit::Entry::Order(order_no) => order_no.shared(),
-                    admit::Entry::Invalid(shown, _) => Arc::clone(shown),
-                });
-                (Some(&command.account), shown.collect())
-            }
-            Admission::Rejected(rejection) => {
-                (rejection.account.as_ref(), rejection.orders.clone())
-            }
-        };
-        let mut accounts = self.rules.accounts.iter();
-        let lane = account.and_then(|name| accounts.position(|known| known == name));
-        Noted::Asked {
-            lane: lane.map(LaneId),
-            command_id: admission.envelope().command_id.clone(),
-            orders,
+    fn call_ended<T>(
+        &self,
+        lane: LaneId,
+        call: CallId,
+        now: Now,
+        ended: &Ended<T>,
+    ) -> CallEnded<'_> {
+        CallEnded {
+            account: self.desk.account(lane),
+            call,
+            at: now.wall,
+            duration: ended.duration,
+            http_status: ended.http_status,
         }
     }
 
@@ -1013,6 +994,23 @@ fn callee<'a>(desk: &'a Desk, client: &'a Reader, lane: LaneId, method: Method) 
             port: url.port(),
             path: url.path(),
         },
+    }
+}
+
+fn note_asked(notes: &mut Notes, admission: &Admission) {
+    let id = &admission.envelope().command_id;
+    match admission {
+        Admission::Accepted(command) => {
+            let shown = command.entries.iter().map(|entry| match entry {
+                admit::Entry::Order(order_no) => order_no.as_str(),
+                admit::Entry::Invalid(shown, _) => shown,
+            });
+            notes.asked(Some(&command.account), id, shown);
+        }
+        Admission::Rejected(rejection) => {
+            let shown = rejection.orders.iter().map(|shown| &**shown);
+            notes.asked(rejection.account.as_ref(), id, shown);
+        }
     }
 }
 

@@ -14,7 +14,6 @@
 //! all filters, and then the rows of the few that may have it.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -28,68 +27,159 @@ use crate::rules::order::{AccountName, CommandId, Ending, OrderNo, Outcome};
 /// What the worker notes waits for so long at most to be written along.
 pub(super) const NOTES_WAIT: Duration = Duration::from_secs(1);
 
-/// What the worker saw, for the journal.
-#[derive(Debug)]
-pub enum Noted {
-    /// A command came.
-    Asked {
-        /// The account, where the settings know it.
-        lane: Option<LaneId>,
-        /// The command.
-        command_id: CommandId,
-        /// Its orders, as its events tell them.
-        orders: Vec<Arc<str>>,
-    },
-    /// A cancel call ended.
-    Answered {
-        /// The account.
-        lane: LaneId,
-        /// The call, as it was recorded when it was sent.
-        call: CallId,
-        /// The orders that it carried.
-        orders: Vec<OrderNo>,
-        /// How long it took.
-        duration: Duration,
-        /// The HTTP status, when one came.
-        http_status: Option<u16>,
-        /// How it ended.
-        end: CallEnd<CancelLists>,
-    },
-    /// A look-up ended.
-    LookedUp {
-        /// The account.
-        lane: LaneId,
-        /// The call.
-        call: CallId,
-        /// The order that was looked up.
-        order_no: OrderNo,
-        /// How long it took.
-        duration: Duration,
-        /// The HTTP status, when one came.
-        http_status: Option<u16>,
-        /// How it ended.
-        end: CallEnd<Vec<FoundOrder>>,
-    },
-    /// The broker confirmed an event.
-    Told {
-        /// The account, where the settings know it.
-        lane: Option<LaneId>,
-        /// The command.
-        command_id: CommandId,
-        /// The order; absent when the event tells of the command as a whole.
-        order_no: Option<Arc<str>>,
-        /// What it tells.
-        outcome: Outcome,
-        /// It was told before, or decided before this command.
-        replayed: bool,
-    },
+/// A call that ended.
+#[derive(Debug, Clone, Copy)]
+pub struct CallEnded<'a> {
+    /// The account.
+    pub account: &'a AccountName,
+    /// The call, as it was recorded when it was sent.
+    pub call: CallId,
+    /// When.
+    pub at: Timestamp,
+    /// How long it took.
+    pub duration: Duration,
+    /// The HTTP status, when one came.
+    pub http_status: Option<u16>,
+}
+
+/// What the worker saw, for the journal. It is written down as JSON at once, so that nothing is kept
+/// for it, and things of one kind together.
+#[derive(Debug, Default)]
+pub struct Notes {
+    asked: Groups<Box<str>, Vec<u8>>,
+    calls: Page,
+    told: Groups<(Box<str>, Outcome, bool), Vec<u8>>,
+    parked: Vec<(Box<str>, CommandId)>,
+    names: Vec<u64>,
+}
+
+impl Notes {
+    /// True when nothing was seen.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            asked,
+            calls,
+            told,
+            parked,
+            names: _,
+        } = self;
+        asked.is_empty() && calls.is_empty() && told.is_empty() && parked.is_empty()
+    }
+
+    /// A command came, of the account where the settings know it, with its orders as its events tell
+    /// them.
+    pub fn asked<'a>(
+        &mut self,
+        account: Option<&AccountName>,
+        command_id: &CommandId,
+        orders: impl IntoIterator<Item = &'a str>,
+    ) {
+        let account = shown(account);
+        let is_its = |of: &Box<str>| **of == *account;
+        let json = group(&mut self.asked, is_its, || account.into());
+        separate(json);
+        json.push(b'[');
+        text(json, command_id.as_str());
+        self.names.push(hash_of(command_id.as_str()));
+        json.extend_from_slice(b",[");
+        let mut is_first = true;
+        for order in orders {
+            if !std::mem::take(&mut is_first) {
+                json.push(b',');
+            }
+            text(json, order);
+            self.names.push(hash_of(order));
+        }
+        json.extend_from_slice(b"]]");
+    }
+
+    /// A cancel call that carried these orders ended.
+    pub fn answered(
+        &mut self,
+        call: CallEnded<'_>,
+        orders: &[OrderNo],
+        end: &CallEnd<CancelLists>,
+    ) {
+        self.calls.add(&answered(call, orders, end));
+    }
+
+    /// A look-up of this order ended.
+    pub fn looked_up(
+        &mut self,
+        call: CallEnded<'_>,
+        order_no: &OrderNo,
+        end: &CallEnd<Vec<FoundOrder>>,
+    ) {
+        let found = match end {
+            CallEnd::Answered(reply) => reply.data.as_deref().unwrap_or_default(),
+            CallEnd::Throttled { .. }
+            | CallEnd::Garbled { .. }
+            | CallEnd::Lost { .. }
+            | CallEnd::NotReached { .. } => &[],
+        };
+        let ours = found.iter().filter(|f| f.number == order_no.as_str());
+        self.calls.add(&Entry::LookedUp {
+            at: call.at.as_millisecond(),
+            account: call.account.as_str().into(),
+            call: call.call.0,
+            order: order_no.as_str().into(),
+            answer: Answer::of(call, end),
+            found: ours.map(|f| f.status).collect(),
+        });
+    }
+
+    /// The broker confirmed an event, of this order or of the command as a whole. `replayed`: it was
+    /// told before, or decided before this command.
+    pub fn told(
+        &mut self,
+        account: Option<&AccountName>,
+        command_id: &CommandId,
+        order_no: Option<&str>,
+        (outcome, replayed): (Outcome, bool),
+    ) {
+        let account = shown(account);
+        let is_its = |(of, o, r): &(Box<str>, Outcome, bool)| {
+            **of == *account && (*o, *r) == (outcome, replayed)
+        };
+        let json = group(&mut self.told, is_its, || {
+            (account.into(), outcome, replayed)
+        });
+        separate(json);
+        json.push(b'[');
+        text(json, command_id.as_str());
+        self.names.push(hash_of(command_id.as_str()));
+        match order_no {
+            Some(order_no) => {
+                json.push(b',');
+                text(json, order_no);
+                self.names.push(hash_of(order_no));
+            }
+            None => json.extend_from_slice(b",null"),
+        }
+        json.push(b']');
+    }
+
     /// The broker confirmed a command's copy in the dead-letter queue.
-    Parked {
-        /// The account, where the settings know it.
-        lane: Option<LaneId>,
-        /// The command.
-        command_id: CommandId,
-    },
+    pub fn parked(&mut self, account: Option<&AccountName>, command_id: &CommandId) {
+        self.parked
+            .push((shown(account).into(), command_id.clone()));
+    }
+}
+
+fn shown(account: Option<&AccountName>) -> &str {
+    account.map_or("_", AccountName::as_str)
+}
+
+/// Before one more of a list.
+fn separate(json: &mut Vec<u8>) {
+    if !json.is_empty() {
+        json.push(b',');
+    }
+}
+
+fn text(json: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(json, text)
+        .unwrap_or_else(|error| unreachable!("memory takes any text: {error}"));
 }
 
 /// An event in an entry: the command, and the order if it tells of one.
@@ -187,7 +277,7 @@ pub(super) struct Answer<'a> {
 }
 
 impl<'a> Answer<'a> {
-    fn of<T>(duration: Duration, http: Option<u16>, end: &'a CallEnd<T>) -> Self {
+    fn of<T>(call: CallEnded<'_>, end: &'a CallEnd<T>) -> Self {
         let (status, message) = match end {
             CallEnd::Answered(reply) => (Some(reply.status), reply.message.as_str()),
             CallEnd::Throttled { .. } => (None, "too many calls"),
@@ -196,8 +286,8 @@ impl<'a> Answer<'a> {
             | CallEnd::NotReached { what } => (None, what.as_str()),
         };
         Self {
-            ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
-            http,
+            ms: u64::try_from(call.duration.as_millis()).unwrap_or(u64::MAX),
+            http: call.http_status,
             status,
             message: message.into(),
         }
@@ -241,7 +331,7 @@ impl Entry<'_> {
 }
 
 /// What goes together, by what it has in common.
-type Groups<K, T> = Vec<(K, Vec<T>)>;
+type Groups<K, T> = Vec<(K, T)>;
 
 /// The names of the accounts, by lane.
 pub(super) trait Names {
@@ -252,10 +342,6 @@ impl Names for [AccountName] {
     fn name(&self, lane: LaneId) -> &str {
         self[lane.0].as_str()
     }
-}
-
-fn shown(names: &(impl Names + ?Sized), lane: Option<LaneId>) -> Cow<'_, str> {
-    lane.map_or("_", |lane| names.name(lane)).into()
 }
 
 /// Entries on their way into a row.
@@ -271,109 +357,57 @@ impl Page {
     }
 
     fn add(&mut self, entry: &Entry<'_>) {
-        if !self.json.is_empty() {
-            self.json.push(b',');
-        }
+        separate(&mut self.json);
         serde_json::to_writer(&mut self.json, entry)
             .unwrap_or_else(|error| unreachable!("memory takes what has text keys: {error}"));
         entry.names(|name| self.names.push(hash_of(name)));
     }
 
-    /// What the worker saw, up to `at`; what is of one kind goes together.
-    pub(super) fn noted(&mut self, names: &(impl Names + ?Sized), at: Timestamp, noted: &[Noted]) {
+    /// What the worker saw, up to `at`. Whatever was asked was so before it was answered.
+    pub(super) fn noted(&mut self, at: Timestamp, notes: Notes) {
         let at = at.as_millisecond();
-        let mut asked: Vec<(Option<LaneId>, Vec<_>)> = Vec::new();
-        let mut told: Groups<(Option<LaneId>, Outcome, bool), Event<'_>> = Vec::new();
-        let mut parked = Vec::new();
-        // Whatever was asked was so before it was answered.
-        for noted in noted {
-            if let Noted::Asked {
-                lane,
-                command_id,
-                orders,
-            } = noted
-            {
-                let orders: Vec<Cow<'_, str>> = orders.iter().map(|no| (&**no).into()).collect();
-                group(&mut asked, *lane).push((command_id.as_str().into(), orders));
+        for (account, commands) in notes.asked {
+            self.open("asked", at, &account);
+            self.close("commands", &commands);
+        }
+        if !notes.calls.is_empty() {
+            separate(&mut self.json);
+            self.json.extend(notes.calls.json);
+            self.names.extend(notes.calls.names);
+        }
+        for ((account, outcome, replayed), events) in notes.told {
+            self.open("told", at, &account);
+            self.json.extend_from_slice(b",\"outcome\":");
+            text(&mut self.json, outcome.as_str());
+            if replayed {
+                self.json.extend_from_slice(b",\"replayed\":true");
             }
+            self.close("events", &events);
         }
-        for (lane, commands) in asked {
-            self.add(&Entry::Asked {
-                at,
-                account: shown(names, lane),
-                commands,
-            });
-        }
-        for noted in noted {
-            match noted {
-                Noted::Asked { .. } => {}
-                Noted::Answered {
-                    lane,
-                    call,
-                    orders,
-                    duration,
-                    http_status,
-                    end,
-                } => {
-                    let answer = Answer::of(*duration, *http_status, end);
-                    let account = names.name(*lane);
-                    self.add(&answered(at, account, *call, orders, end, answer));
-                }
-                Noted::LookedUp {
-                    lane,
-                    call,
-                    order_no,
-                    duration,
-                    http_status,
-                    end,
-                } => {
-                    let found = match end {
-                        CallEnd::Answered(reply) => reply.data.as_deref().unwrap_or_default(),
-                        CallEnd::Throttled { .. }
-                        | CallEnd::Garbled { .. }
-                        | CallEnd::Lost { .. }
-                        | CallEnd::NotReached { .. } => &[],
-                    };
-                    let ours = found.iter().filter(|f| f.number == order_no.as_str());
-                    self.add(&Entry::LookedUp {
-                        at,
-                        account: names.name(*lane).into(),
-                        call: call.0,
-                        order: order_no.as_str().into(),
-                        answer: Answer::of(*duration, *http_status, end),
-                        found: ours.map(|f| f.status).collect(),
-                    });
-                }
-                Noted::Told {
-                    lane,
-                    command_id,
-                    order_no,
-                    outcome,
-                    replayed,
-                } => {
-                    let order = order_no.as_deref().map(Cow::from);
-                    let event = (command_id.as_str().into(), order);
-                    group(&mut told, (*lane, *outcome, *replayed)).push(event);
-                }
-                Noted::Parked { lane, command_id } => parked.push((*lane, command_id)),
-            }
-        }
-        for ((lane, outcome, replayed), events) in told {
-            self.add(&Entry::Told {
-                at,
-                account: shown(names, lane),
-                outcome: outcome.as_str().into(),
-                replayed,
-                events,
-            });
-        }
-        for (lane, command_id) in parked {
+        self.names.extend(notes.names);
+        for (account, command_id) in notes.parked {
             self.add(&Entry::Parked {
                 at,
-                account: shown(names, lane),
+                account: (&*account).into(),
                 command: command_id.as_str().into(),
             });
         }
+    }
+
+    // An entry whose list was written down as it came.
+
+    fn open(&mut self, kind: &str, at: i64, account: &str) {
+        separate(&mut self.json);
+        let head = format!("{{\"kind\":\"{kind}\",\"at\":{at},\"account\":");
+        self.json.extend_from_slice(head.as_bytes());
+        text(&mut self.json, account);
+    }
+
+    fn close(&mut self, name: &str, list: &[u8]) {
+        self.json
+            .extend_from_slice(format!(",\"{name}\":[").as_bytes());
+        self.json.extend_from_slice(list);
+        self.json.extend_from_slice(b"]}");
     }
 
     /// This list is recorded as being sent.
@@ -404,15 +438,15 @@ impl Page {
         now: Timestamp,
         orders: impl Iterator<Item = &'a OrderRow>,
     ) {
-        let mut waiting: Vec<(LaneId, Vec<Cow<'_, str>>)> = Vec::new();
-        let mut ended: Groups<(LaneId, Timestamp, u32, &Ending), Cow<'_, str>> = Vec::new();
+        let mut waiting: Groups<LaneId, Vec<Cow<'_, str>>> = Vec::new();
+        let mut ended: Groups<(LaneId, Timestamp, u32, &Ending), Vec<Cow<'_, str>>> = Vec::new();
         for row in orders {
             let order_no = row.order_no.as_str().into();
             match &row.state {
-                OrderState::Waiting => group(&mut waiting, row.lane).push(order_no),
+                OrderState::Waiting => by_key(&mut waiting, row.lane).push(order_no),
                 OrderState::Sent => {}
                 OrderState::Ended(ending, at) => {
-                    group(&mut ended, (row.lane, *at, row.attempts, ending)).push(order_no);
+                    by_key(&mut ended, (row.lane, *at, row.attempts, ending)).push(order_no);
                 }
             }
         }
@@ -440,24 +474,29 @@ impl Page {
 
 /// What is of one kind, in the sequence in which kinds came; there are few, and the latest is the
 /// likeliest.
-fn group<K: PartialEq, T>(groups: &mut Groups<K, T>, key: K) -> &mut Vec<T> {
-    let place = match groups.iter().rposition(|(known, _)| *known == key) {
+fn group<K, T: Default>(
+    groups: &mut Groups<K, T>,
+    is_its: impl Fn(&K) -> bool,
+    key: impl FnOnce() -> K,
+) -> &mut T {
+    let place = match groups.iter().rposition(|(known, _)| is_its(known)) {
         Some(place) => place,
         None => {
-            groups.push((key, Vec::new()));
+            groups.push((key(), T::default()));
             groups.len() - 1
         }
     };
     &mut groups[place].1
 }
 
+fn by_key<K: PartialEq + Copy, T: Default>(groups: &mut Groups<K, T>, key: K) -> &mut T {
+    group(groups, |known| *known == key, || key)
+}
+
 fn answered<'a>(
-    at: i64,
-    account: &'a str,
-    call: CallId,
+    call: CallEnded<'a>,
     orders: &'a [OrderNo],
     end: &'a CallEnd<CancelLists>,
-    answer: Answer<'a>,
 ) -> Entry<'a> {
     let none = CancelLists::default();
     let lists = match end {
@@ -489,10 +528,10 @@ fn answered<'a>(
         }
     }
     Entry::Answered {
-        at,
-        account: account.into(),
-        call: call.0,
-        answer,
+        at: call.at.as_millisecond(),
+        account: call.account.as_str().into(),
+        call: call.call.0,
+        answer: Answer::of(call, end),
         cancelled,
         refused,
         not_named,
@@ -687,4 +726,126 @@ fn hash_of(name: &str) -> u64 {
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     hash ^ (hash >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::judge::Reply;
+
+    const AT: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn id(text: &str) -> CommandId {
+        CommandId::new(text).unwrap()
+    }
+
+    /// What is written by hand is read as what it was, and every name is in the filter.
+    #[test]
+    fn what_is_noted_is_read_back() {
+        let east = AccountName::new("east").unwrap();
+        let odd = "\"\\\u{1}\u{2028}单";
+        let mut notes = Notes::default();
+        assert!(notes.is_empty());
+        notes.asked(Some(&east), &id("c1"), ["QC1", odd]);
+        notes.asked(None, &id(odd), []);
+        notes.asked(Some(&east), &id("c2"), ["QC2"]);
+        let cancelled = (Outcome::Cancelled, false);
+        notes.told(Some(&east), &id("c1"), Some("QC1"), cancelled);
+        notes.told(Some(&east), &id("c1"), Some(odd), (Outcome::Rejected, true));
+        notes.told(Some(&east), &id("c2"), None, cancelled);
+        notes.parked(None, &id(odd));
+        let call = CallEnded {
+            account: &east,
+            call: CallId(7),
+            at: AT,
+            duration: Duration::from_millis(5),
+            http_status: Some(200),
+        };
+        let orders = ["QC1", "QC2", "QC3"].map(|no| OrderNo::new(no).unwrap());
+        let end = CallEnd::Answered(Reply {
+            status: 0,
+            message: String::new(),
+            data: Some(CancelLists {
+                success: vec!["QC1".to_owned()],
+                error: vec![("QC2".to_owned(), odd.to_owned())],
+            }),
+        });
+        notes.answered(call, &orders, &end);
+        notes.looked_up(
+            call,
+            &orders[2],
+            &CallEnd::Lost {
+                what: odd.to_owned(),
+            },
+        );
+        assert!(!notes.is_empty());
+
+        let mut page = Page::default();
+        page.noted(AT, notes);
+        let mut scribe = Scribe::new(Head::of("chain"), AT);
+        let row = scribe.row(AT, &Page::default(), &page).unwrap();
+        let text: Text<'_> = serde_json::from_str(&row.text).unwrap();
+        let borrowed = |text: &'static str| Cow::Borrowed(text);
+        let account = borrowed("east");
+        let answer = |status, message| Answer {
+            ms: 5,
+            http: Some(200),
+            status,
+            message,
+        };
+        let told = |outcome, replayed, events| Entry::Told {
+            at: 0,
+            account: account.clone(),
+            outcome: borrowed(outcome),
+            replayed,
+            events,
+        };
+        let c1 = |order: &'static str| (borrowed("c1"), Some(borrowed(order)));
+        assert_eq!(
+            text.entries,
+            [
+                Entry::Asked {
+                    at: 0,
+                    account: account.clone(),
+                    commands: vec![
+                        (borrowed("c1"), vec![borrowed("QC1"), borrowed(odd)]),
+                        (borrowed("c2"), vec![borrowed("QC2")]),
+                    ],
+                },
+                Entry::Asked {
+                    at: 0,
+                    account: borrowed("_"),
+                    commands: vec![(borrowed(odd), vec![])],
+                },
+                Entry::Answered {
+                    at: 0,
+                    account: account.clone(),
+                    call: 7,
+                    answer: answer(Some(0), borrowed("")),
+                    cancelled: vec![borrowed("QC1")],
+                    refused: vec![(borrowed("QC2"), borrowed(odd))],
+                    not_named: vec![borrowed("QC3")],
+                },
+                Entry::LookedUp {
+                    at: 0,
+                    account: account.clone(),
+                    call: 7,
+                    order: borrowed("QC3"),
+                    answer: answer(None, borrowed(odd)),
+                    found: vec![],
+                },
+                told("cancelled", false, vec![c1("QC1"), (borrowed("c2"), None)]),
+                told("rejected", true, vec![c1(odd)]),
+                Entry::Parked {
+                    at: 0,
+                    account: borrowed("_"),
+                    command: borrowed(odd),
+                },
+            ]
+        );
+        for entry in &text.entries {
+            entry.names(|name| assert!(may_name(&scribe.filter.bits, name), "{name}"));
+        }
+        assert!(!may_name(&scribe.filter.bits, "QC4"));
+    }
 }

@@ -44,7 +44,7 @@ use crate::rules::lane::Paused;
 use crate::rules::order::{AccountName, OrderNo};
 use crate::rules::poison::{Digest, Past};
 
-use journal::{NOTES_WAIT, Noted, Page};
+use journal::{NOTES_WAIT, Notes, Page};
 pub use open::OpenError;
 use sqlite::Store;
 
@@ -224,7 +224,7 @@ enum Request {
     Ended(Place),
     Release(Vec<(LaneId, OrderNo, Fence)>),
     /// For the journal, up to this time. It waits for whatever is written next.
-    Note(Vec<Noted>, Timestamp),
+    Note(Notes, Timestamp),
     /// The account is left alone for so long.
     Quiet(LaneId, Duration),
     /// The account cannot be called as things are.
@@ -339,7 +339,6 @@ impl Ledger {
         retention: Duration,
         done: UnboundedSender<Done>,
     ) -> Result<Opened, OpenError> {
-        let names = accounts.clone();
         let mut store = Store::open(mode, path, accounts)?;
         let failed = |error| OpenError::store(path, error);
         let now = Timestamp::now();
@@ -353,7 +352,6 @@ impl Ledger {
         let timings = Timings::new();
         let mut keeper = Keeper {
             store,
-            names,
             noted: Page::default(),
             noted_at: Instant::now(),
             inbox,
@@ -479,8 +477,8 @@ impl Ledger {
 
     /// Writes into the journal what was seen until `at`, with whatever is written next, or within
     /// a second; nothing answers.
-    pub fn note(&self, noted: Vec<Noted>, at: Timestamp) {
-        self.request(Request::Note(noted, at));
+    pub fn note(&self, notes: Notes, at: Timestamp) {
+        self.request(Request::Note(notes, at));
     }
 
     /// Records that an operator wants no calls of this account, or wants them again;
@@ -543,7 +541,6 @@ impl Ledger {
 /// The thread's side.
 struct Keeper {
     store: Store,
-    names: Vec<AccountName>,
     /// For the journal, since this time.
     noted: Page,
     noted_at: Instant,
@@ -598,7 +595,7 @@ impl Keeper {
         for request in group {
             match request {
                 Request::Claim(claim) => claims.push(claim),
-                Request::Note(noted, at) => self.take_note(&noted, at),
+                Request::Note(notes, at) => self.take_note(notes, at),
                 other => writes.push(other),
             }
         }
@@ -657,11 +654,11 @@ impl Keeper {
         }
     }
 
-    fn take_note(&mut self, noted: &[Noted], at: Timestamp) {
+    fn take_note(&mut self, notes: Notes, at: Timestamp) {
         if self.noted.is_empty() {
             self.noted_at = Instant::now();
         }
-        self.noted.noted(&*self.names, at, noted);
+        self.noted.noted(at, notes);
     }
 
     /// What waits for the journal, and has waited for long enough.

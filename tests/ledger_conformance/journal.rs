@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use wdt_cancel_worker::ledger::audit::{self, Checked, Fault};
-use wdt_cancel_worker::ledger::journal::Noted;
+use wdt_cancel_worker::ledger::journal::{CallEnded, Notes};
 use wdt_cancel_worker::ledger::story::{self, Source};
 use wdt_cancel_worker::rules::desk::{CallId, OrderState};
 use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, Reply};
-use wdt_cancel_worker::rules::order::{CommandId, Ending, OrderNo, Outcome, ReasonCode};
+use wdt_cancel_worker::rules::order::{
+    AccountName, CommandId, Ending, OrderNo, Outcome, ReasonCode,
+};
 use wdt_cancel_worker::rules::story::What;
 
 use super::seat::{LANE, Seat, Seating, Sending, Store, at, order, result};
@@ -28,42 +30,57 @@ fn no(order: &str) -> OrderNo {
     OrderNo::new(order).unwrap()
 }
 
-fn asked(command: &str, orders: &[&str]) -> Noted {
-    Noted::Asked {
-        lane: Some(LANE),
-        command_id: CommandId::new(command).unwrap(),
-        orders: orders.iter().map(|order| (*order).into()).collect(),
-    }
+fn account() -> AccountName {
+    AccountName::new("default").unwrap()
 }
 
-fn event(command: &str, order: &str, outcome: Outcome) -> Noted {
-    Noted::Told {
-        lane: Some(LANE),
-        command_id: CommandId::new(command).unwrap(),
-        order_no: Some(order.into()),
-        outcome,
-        replayed: false,
-    }
+fn id(command: &str) -> CommandId {
+    CommandId::new(command).unwrap()
 }
 
-fn answered(call: CallId, orders: &[&str], lists: CancelLists) -> Noted {
-    Noted::Answered {
-        lane: LANE,
+fn asked(command: &str, orders: &[&str]) -> Notes {
+    let mut notes = Notes::default();
+    notes.asked(Some(&account()), &id(command), orders.iter().copied());
+    notes
+}
+
+fn tell(notes: &mut Notes, command: &str, order: &str, outcome: Outcome) {
+    notes.told(
+        Some(&account()),
+        &id(command),
+        Some(order),
+        (outcome, false),
+    );
+}
+
+fn event(command: &str, order: &str, outcome: Outcome) -> Notes {
+    let mut notes = Notes::default();
+    tell(&mut notes, command, order, outcome);
+    notes
+}
+
+fn answered(call: CallId, orders: &[&str], lists: CancelLists) -> Notes {
+    let mut notes = Notes::default();
+    let end = CallEnd::Answered(Reply {
+        status: 0,
+        message: "OK".to_owned(),
+        data: Some(lists),
+    });
+    let ended = CallEnded {
+        account: &account(),
         call,
-        orders: orders.iter().map(|order| no(order)).collect(),
+        at: at(1),
         duration: Duration::from_millis(120),
         http_status: Some(200),
-        end: CallEnd::Answered(Reply {
-            status: 0,
-            message: "OK".to_owned(),
-            data: Some(lists),
-        }),
-    }
+    };
+    let orders: Vec<OrderNo> = orders.iter().map(|order| no(order)).collect();
+    notes.answered(ended, &orders, &end);
+    notes
 }
 
 /// Two orders of one command, of which one is cancelled and one refused in one call.
 async fn live_through(seat: &mut Seat) {
-    seat.ledger.note(vec![asked("c", &["QC1", "QC2"])], at(0));
+    seat.ledger.note(asked("c", &["QC1", "QC2"]), at(0));
     let claimed = seat.claim("c", &["QC1", "QC2"]).await;
     let fences: Vec<_> = claimed
         .orders
@@ -85,7 +102,7 @@ async fn live_through(seat: &mut Seat) {
         error: vec![("QC2".to_owned(), "已发货".to_owned())],
     };
     seat.ledger
-        .note(vec![answered(call, &["QC1", "QC2"], lists)], at(1));
+        .note(answered(call, &["QC1", "QC2"], lists), at(1));
     let refused = Ending::not(ReasonCode::OrderState, "已发货");
     let orders = vec![
         order(
@@ -160,8 +177,7 @@ async fn the_story_of_an_order_is_told_beside_the_worker_and_says_no_more_than_i
         assert_eq!(story.results[0].outcome, "refused");
         assert_eq!(story.results[0].confirmed_at, []);
 
-        seat.ledger
-            .note(vec![event("c", "QC2", Outcome::Refused)], at(2));
+        seat.ledger.note(event("c", "QC2", Outcome::Refused), at(2));
         // Nothing else is written, and yet it is soon there.
         let source = source(&store);
         let story = eventually_ok(LATER, "the confirmation is noted", async || {
@@ -209,11 +225,17 @@ async fn an_order_is_found_among_many_also_after_a_restart() {
         for run in 0..2 {
             let mut seat = store.seat().await;
             for batch in 0..MANY / 100 {
-                let noted = (0..100).map(|n| {
+                let mut notes = Notes::default();
+                for n in 0..100 {
                     let number = format!("QC{run}-{}", batch * 100 + n);
-                    event(&format!("c-{number}"), &number, Outcome::Cancelled)
-                });
-                seat.ledger.note(noted.collect(), at(0));
+                    tell(
+                        &mut notes,
+                        &format!("c-{number}"),
+                        &number,
+                        Outcome::Cancelled,
+                    );
+                }
+                seat.ledger.note(notes, at(0));
                 // Each with a group of its own.
                 seat.record(Vec::new(), Vec::new()).await;
             }
@@ -264,7 +286,7 @@ async fn what_was_changed_taken_out_or_cut_off_is_noticed_in_the_ledger_and_in_a
         live_through(&mut seat).await;
         for n in 0..5 {
             seat.ledger
-                .note(vec![event("c", "QC1", Outcome::Cancelled)], at(10 + n));
+                .note(event("c", "QC1", Outcome::Cancelled), at(10 + n));
             let (_, fence) = seat.take("c", "QC1").await;
             let row = order("QC1", OrderState::Ended(Ending::Cancelled, at(1)), fence);
             seat.record(vec![row], Vec::new()).await;
@@ -352,7 +374,7 @@ async fn what_is_old_is_forgotten_and_the_rest_is_still_a_chain() {
         })
         .await;
         // It goes on from there.
-        seat.ledger.note(vec![asked("d", &["QC3"])], at(0));
+        seat.ledger.note(asked("d", &["QC3"]), at(0));
         let (_, fence) = seat.take("d", "QC3").await;
         let row = order("QC3", OrderState::Sent, fence);
         assert!(matches!(seat.send(vec![row]).await, Sending::Sent(_)));

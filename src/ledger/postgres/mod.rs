@@ -447,11 +447,11 @@ impl Keeper {
         for request in group {
             match request {
                 Request::Claim(claim) => claims.push(claim),
-                Request::Note(noted, at) => {
+                Request::Note(notes, at) => {
                     if self.noted.is_empty() {
                         self.noted_at = now;
                     }
-                    self.noted.noted(&self.accounts, at, &noted);
+                    self.noted.noted(at, notes);
                 }
                 request => {
                     writes.push(request);
