@@ -46,10 +46,10 @@ pub struct CallEnded<'a> {
 /// for it, and things of one kind together.
 #[derive(Debug, Default)]
 pub struct Notes {
-    asked: Groups<Box<str>, Vec<u8>>,
+    asked: Groups<String, Vec<u8>>,
     calls: Page,
-    told: Groups<(Box<str>, Outcome, bool), Vec<u8>>,
-    parked: Vec<(Box<str>, CommandId)>,
+    told: Groups<(String, Outcome, bool), Vec<u8>>,
+    parked: Vec<(String, CommandId)>,
     names: Vec<u64>,
 }
 
@@ -75,7 +75,7 @@ impl Notes {
         orders: impl IntoIterator<Item = &'a str>,
     ) {
         let account = shown(account);
-        let is_its = |of: &Box<str>| **of == *account;
+        let is_its = |of: &String| of == account;
         let json = group(&mut self.asked, is_its, || account.into());
         separate(json);
         json.push(b'[');
@@ -138,9 +138,8 @@ impl Notes {
         (outcome, replayed): (Outcome, bool),
     ) {
         let account = shown(account);
-        let is_its = |(of, o, r): &(Box<str>, Outcome, bool)| {
-            **of == *account && (*o, *r) == (outcome, replayed)
-        };
+        let is_its =
+            |(of, o, r): &(String, Outcome, bool)| of == account && (*o, *r) == (outcome, replayed);
         let json = group(&mut self.told, is_its, || {
             (account.into(), outcome, replayed)
         });
@@ -388,7 +387,7 @@ impl Page {
         for (account, command_id) in notes.parked {
             self.add(&Entry::Parked {
                 at,
-                account: (&*account).into(),
+                account: account.as_str().into(),
                 command: command_id.as_str().into(),
             });
         }
