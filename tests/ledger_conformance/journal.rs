@@ -15,7 +15,7 @@ use wdt_cancel_worker::rules::order::{
 };
 use wdt_cancel_worker::rules::story::What;
 
-use super::seat::{LANE, Seat, Seating, Sending, Store, at, order, result};
+use super::seat::{Seat, Seating, Sending, Store, at, order, result};
 use super::support::eventually::eventually_ok;
 use super::support::scene::LATER;
 
