@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Checks what is in deploy/, as far as that can be done without a container engine and a cluster:
 # the service unit, the alerts and their tests, every YAML file by its schema, and the dashboard's
-# queries against a Prometheus that scrapes a worker at work. Installs what is missing from the
-# distribution's packages and from PyPI (into a folder of its own that is removed).
+# queries against a Prometheus that scrapes a worker at work (WDT_CHECK_WORKER, else one that is built
+# here). Installs what is missing from the distribution's packages and from PyPI (into a folder of its
+# own that is removed).
 #
 # Not checked, for want of what it would take: that the image builds and the compose file starts
 # (docker), that a cluster takes the manifests and KEDA's objects, that Grafana draws the dashboard.
@@ -94,8 +95,11 @@ fi
 "$dir/python/bin/python" deploy/check.py translation
 
 say 'the dashboard and the alerts, against a worker at work'
-cargo build --locked
-worker=${CARGO_TARGET_DIR:-target}/debug/wdt-cancel-worker
+worker=${WDT_CHECK_WORKER:-}
+if [ -z "$worker" ]; then
+  cargo build --locked
+  worker=${CARGO_TARGET_DIR:-target}/debug/wdt-cancel-worker
+fi
 start_private_broker "$dir/broker"
 gateway=$(free_port) admin=$(free_port) prometheus=$(free_port)
 start gateway "$worker" sandbox --listen "127.0.0.1:$gateway" --calls-per-minute 0
