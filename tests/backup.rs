@@ -6,6 +6,7 @@
 
 mod support;
 
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::Path;
 use std::time::Duration;
 
@@ -60,6 +61,36 @@ async fn a_copy_made_at_work_is_whole_and_the_worker_goes_on() {
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("exists already"), "{said}");
     assert_eq!(worker.terminate(SOON).await, 0);
+}
+
+#[tokio::test]
+async fn what_root_restores_belongs_to_whom_the_ledger_belonged() {
+    const NOBODY: u32 = 65534;
+    let scene = Scene::fresh().await;
+    let mut worker = scene.worker().await;
+    assert_eq!(worker.terminate(SOON).await, 0);
+    let path = ledger_of(&scene);
+    let copy = scene.setup.dir().join("copy");
+    let (code, said) = ledger(&scene, "backup", &copy).await;
+    assert_eq!(code, 0, "{said}");
+    let give = |file: &Path| chown(file, Some(NOBODY), Some(NOBODY));
+    if give(&path).is_err() {
+        println!("only root can give files away");
+        return;
+    }
+    // Beside what was there, and where nothing is left but the folder.
+    for is_left in [true, false] {
+        if !is_left {
+            remove(&path);
+            give(path.parent().unwrap()).unwrap();
+        }
+        let (code, said) = ledger(&scene, "restore", &copy).await;
+        assert_eq!(code, 0, "{said}");
+        for file in [&path, &beside(&path, ".lock")] {
+            let made = file.metadata().unwrap();
+            assert_eq!((made.uid(), made.gid()), (NOBODY, NOBODY), "{file:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@
 //! then on (`Desk::remember_gap`).
 
 use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -79,12 +81,36 @@ pub fn restore(ledger: &Path, from: &Path) -> Result<Option<PathBuf>, CopyError>
     let unfinished = beside(path, ".restoring");
     drop(std::fs::remove_file(&unfinished));
     copy(from, &unfinished)?;
+    give_to_owner(path, &[&unfinished, &beside(path, ".lock")])?;
     let before = set_aside(path)?;
     rename(&unfinished, path)?;
     // Only now: as long as the witness knows of more, a restore that was not finished is noticed.
     held.witness(0)
         .map_err(|error| OpenError::file(ledger, error))?;
     Ok(before)
+}
+
+/// What root restores is to belong to whom the ledger, or else its folder, belonged.
+fn give_to_owner(ledger: &Path, files: &[&Path]) -> Result<(), CopyError> {
+    let failed = |path: &Path, error| CopyError::File {
+        path: path.into(),
+        error,
+    };
+    let folder = ledger.parent().unwrap_or(ledger);
+    let of = if ledger.exists() { ledger } else { folder };
+    let owner = of.metadata().map_err(|error| failed(of, error))?;
+    for file in files {
+        let made = file.metadata().map_err(|error| failed(file, error))?;
+        if (made.uid(), made.gid()) == (owner.uid(), owner.gid()) {
+            continue;
+        }
+        match chown(file, Some(owner.uid()), Some(owner.gid())) {
+            // Anybody else may give nothing away, and works with his own.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+            given => given.map_err(|error| failed(file, error))?,
+        }
+    }
+    Ok(())
 }
 
 /// Moves the ledger and its log away, the log last: without the ledger it is nobody's.
