@@ -70,6 +70,8 @@ pub fn back_up(ledger: &Path, to: &Path) -> Result<(), CopyError> {
 /// # Errors
 /// When a worker has the ledger, or when `from` is not a whole ledger; nothing is changed then.
 pub fn restore(ledger: &Path, from: &Path) -> Result<Option<PathBuf>, CopyError> {
+    // To hold it makes the files that are missing.
+    let was_there = ledger.exists();
     let held = open::hold(ledger)?;
     let path = &held.path;
     // Read first, so that what is refused changes nothing.
@@ -81,7 +83,14 @@ pub fn restore(ledger: &Path, from: &Path) -> Result<Option<PathBuf>, CopyError>
     let unfinished = beside(path, ".restoring");
     drop(std::fs::remove_file(&unfinished));
     copy(from, &unfinished)?;
-    give_to_owner(path, &[&unfinished, &beside(path, ".lock")])?;
+    let folder = path.parent().unwrap_or(path);
+    let owner = if was_there { path } else { folder };
+    for made in [&unfinished, &beside(path, ".lock")] {
+        give_to_owner_of(owner, made).map_err(|error| CopyError::File {
+            path: made.clone(),
+            error,
+        })?;
+    }
     let before = set_aside(path)?;
     rename(&unfinished, path)?;
     // Only now: as long as the witness knows of more, a restore that was not finished is noticed.
@@ -91,26 +100,16 @@ pub fn restore(ledger: &Path, from: &Path) -> Result<Option<PathBuf>, CopyError>
 }
 
 /// What root restores is to belong to whom the ledger, or else its folder, belonged.
-fn give_to_owner(ledger: &Path, files: &[&Path]) -> Result<(), CopyError> {
-    let failed = |path: &Path, error| CopyError::File {
-        path: path.into(),
-        error,
-    };
-    let folder = ledger.parent().unwrap_or(ledger);
-    let of = if ledger.exists() { ledger } else { folder };
-    let owner = of.metadata().map_err(|error| failed(of, error))?;
-    for file in files {
-        let made = file.metadata().map_err(|error| failed(file, error))?;
-        if (made.uid(), made.gid()) == (owner.uid(), owner.gid()) {
-            continue;
-        }
-        match chown(file, Some(owner.uid()), Some(owner.gid())) {
-            // Anybody else may give nothing away, and works with his own.
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
-            given => given.map_err(|error| failed(file, error))?,
-        }
+fn give_to_owner_of(before: &Path, made: &Path) -> std::io::Result<()> {
+    let (owner, is) = (before.metadata()?, made.metadata()?);
+    if (is.uid(), is.gid()) == (owner.uid(), owner.gid()) {
+        return Ok(());
     }
-    Ok(())
+    match chown(made, Some(owner.uid()), Some(owner.gid())) {
+        // Anybody else may give nothing away, and works with his own.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+        given => given,
+    }
 }
 
 /// Moves the ledger and its log away, the log last: without the ledger it is nobody's.
