@@ -113,7 +113,10 @@ async fn dead_letters_are_looked_at_and_stay_in_their_places() {
             .get("x-delivery-count")
             .and_then(Value::as_i64);
         assert!(returns.unwrap_or(0) < 10, "{message:#?}");
-        assert_ne!(message.message_id, None, "{message:#?}");
+        // A letter without an id gets one where it is put there anew, which needs not be where looks
+        // do not count as returns (RabbitMQ 4.3).
+        let looks_count = !message.headers.contains_key("x-acquired-count");
+        assert!(message.message_id.is_some() || !looks_count, "{message:#?}");
         count += 1;
     }
     assert_eq!(count, 3);
