@@ -23,7 +23,7 @@ DIR=${COMPAT_DIR:-target/compat}
 SUITES=("$@")
 [ $# -gt 0 ] || SUITES=(bookworm trixie forky)
 # Those that start a broker and look into it.
-read -r -a TESTS <<<"${COMPAT_TESTS:-broker_faults broker_lines unreadable cluster poison fair contract}"
+read -r -a TESTS <<<"${COMPAT_TESTS:-broker_faults broker_lines unreadable cluster poison fair contract operators}"
 # 20 minutes for all tests of one binary; they take 1 to 5 on two idle cores.
 LIMIT=1200
 
