@@ -2283,6 +2283,13 @@ async fn the_demo_shows_every_fate_and_leaves_nothing_behind() {
     ] {
         assert!(ended.out.contains(word), "{word} in {}", ended.out);
     }
+    // Its own fault met it, and not one of another command in the same call.
+    let mut lines = ended.out.lines();
+    let faulty = lines.find(|line| line.contains("E503-0001"));
+    assert!(
+        faulty.is_some_and(|line| !line.ends_with(" 1")),
+        "{ended:?}"
+    );
     assert_eq!(vhost.queues().await, []);
     assert_eq!(std::fs::read_dir(folder).unwrap().count(), 0);
 }
