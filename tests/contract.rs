@@ -2253,6 +2253,18 @@ async fn send_shows_the_events_of_its_command_and_its_exit_status_sums_them_up()
         assert!(ended.out.contains(code), "{ended:?}");
         assert_eq!(stage.events(1).await[0].reason_code(), code);
     }
+
+    // What came is shown, also when the rest did not come in time.
+    stage
+        .orders
+        .instead(|call| call.has("HANGS").then_some(Answer::Hang));
+    let ended = cli(&["send", "QC1", "HANGS", "--wait", "2s"], &env, "").await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.out.ends_with("1 of 2 cancelled\n"), "{ended:?}");
+    assert!(ended.err.contains("not all results came"), "{ended:?}");
+    stage.orders.instead(|_| None);
+    stage.events(2).await;
+
     let ended = cli(&["send", "--file", "/nowhere/orders.txt"], &env, "").await;
     assert!(ended.code == 1 || ended.code == 64, "{ended:?}");
     assert!(ended.err.contains("/nowhere/orders.txt"), "{ended:?}");

@@ -45,7 +45,7 @@ enum Command {
     Run(run::Args),
     /// Looks whether all that a worker needs is there, and says what would mend what is not.
     Doctor(doctor::Args),
-    /// Sends a cancel command and shows its results as they come.
+    /// Sends a cancel command, waits for its results and shows them.
     Send(send::Args),
     /// Creates a durable queue and binds it to the results' exchange.
     Bind(bind::Args),
