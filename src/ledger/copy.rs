@@ -68,6 +68,9 @@ pub fn back_up(ledger: &Path, to: &Path) -> Result<(), CopyError> {
 /// # Errors
 /// When a worker has the ledger, or when `from` is not a whole ledger; nothing is changed then.
 pub fn restore(ledger: &Path, from: &Path) -> Result<Option<PathBuf>, CopyError> {
+    // To hold the ledger makes a file where there is none, so this goes before.
+    from.metadata()
+        .map_err(|error| OpenError::file(from, error))?;
     let held = open::hold(ledger)?;
     let path = &held.path;
     // Read first, so that what is refused changes nothing.
