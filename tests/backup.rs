@@ -198,6 +198,14 @@ async fn what_is_left_of_a_ledger_can_be_restored_from_itself() {
     let (code, said) = ledger(&scene, "restore", &path).await;
     assert_eq!(code, 0, "{said}");
     assert!(said.contains(".replaced-"), "{said}");
+    let (code, again) = ledger(&scene, "restore", &path).await;
+    assert_eq!(code, 0, "{again}");
+    let kept = |said: &str| {
+        said.lines()
+            .find(|line| line.contains(".replaced-"))
+            .map(String::from)
+    };
+    assert_ne!(kept(&said), kept(&again), "one took the other's name");
     let _worker = scene.worker().await;
     let again = Command::orders(["QC-1"]).id("second");
     let events = told(&amqp, &mut results, &again, 1).await;

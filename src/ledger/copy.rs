@@ -94,7 +94,15 @@ pub fn restore(ledger: &Path, from: &Path) -> Result<Option<PathBuf>, CopyError>
 fn set_aside(path: &Path) -> Result<Option<PathBuf>, CopyError> {
     let has_content = |path: &Path| path.metadata().is_ok_and(|file| file.len() > 0);
     let log = beside(path, "-wal");
-    let before = beside(path, &format!(".replaced-{}", Timestamp::now().as_second()));
+    let mut second = Timestamp::now().as_second();
+    let before = loop {
+        let name = beside(path, &format!(".replaced-{second}"));
+        // Two restores in one second: each keeps what it found.
+        if !name.exists() && !beside(&name, "-wal").exists() {
+            break name;
+        }
+        second += 1;
+    };
     let kept = has_content(path) || has_content(&log);
     if kept {
         rename(path, &before)?;
