@@ -22,8 +22,8 @@ install_postgres() {
 }
 
 # Makes a database cluster in a directory, and `start`, which becomes the server itself, so a signal to
-# what was started hits it. Its superuser is `wdt`, whom it believes without a password, and who has
-# the database `wdt`. PostgreSQL does not run as root, so there it runs as `postgres`, who has to be
+# what was started hits it. Its superuser is `wdt`, whom it believes without a password; databases are
+# for its user to make. PostgreSQL does not run as root, so there it runs as `postgres`, who has to be
 # let into the directories above.
 write_private_postgres() { # DIR PORT
   local dir=$1 port=$2 programs as=()

@@ -229,6 +229,14 @@ async fn what_is_left_of_a_ledger_can_be_restored_from_itself() {
     let (code, said) = ledger(&scene, "restore", &path).await;
     assert_eq!(code, 0, "{said}");
     assert!(said.contains(".replaced-"), "{said}");
+    let (code, again) = ledger(&scene, "restore", &path).await;
+    assert_eq!(code, 0, "{again}");
+    let kept = |said: &str| {
+        said.lines()
+            .find(|line| line.contains(".replaced-"))
+            .map(String::from)
+    };
+    assert_ne!(kept(&said), kept(&again), "one took the other's name");
     let _worker = scene.worker().await;
     let again = Command::orders(["QC-1"]).id("second");
     let events = told(&amqp, &mut results, &again, 1).await;
@@ -238,8 +246,14 @@ async fn what_is_left_of_a_ledger_can_be_restored_from_itself() {
 #[tokio::test]
 async fn what_cannot_be_restored_changes_nothing() {
     let scene = Scene::fresh().await;
-    let mut worker = scene.worker().await;
     let path = ledger_of(&scene);
+    let missing = scene.setup.dir().join("missing");
+    let (code, said) = ledger(&scene, "restore", &missing).await;
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("No such file"), "{said}");
+    assert!(!path.exists(), "an empty ledger was made");
+
+    let mut worker = scene.worker().await;
     let copy = scene.setup.dir().join("copy");
     let (code, said) = ledger(&scene, "backup", &copy).await;
     assert_eq!(code, 0, "{said}");
@@ -255,7 +269,6 @@ async fn what_cannot_be_restored_changes_nothing() {
     std::fs::write(&text, "not a ledger at all ".repeat(100)).unwrap();
     let empty = scene.setup.dir().join("empty");
     std::fs::write(&empty, "").unwrap();
-    let missing = scene.setup.dir().join("missing");
     for from in [half, text, empty, missing] {
         for verb in ["restore", "check"] {
             let (code, said) = ledger(&scene, verb, &from).await;

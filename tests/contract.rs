@@ -2246,6 +2246,18 @@ async fn send_shows_the_events_of_its_command_and_its_exit_status_sums_them_up()
         assert!(ended.out.contains(code), "{ended:?}");
         assert_eq!(stage.events(1).await[0].reason_code(), code);
     }
+
+    // What came is shown, also when the rest did not come in time.
+    stage
+        .orders
+        .instead(|call| call.has("HANGS").then_some(Answer::Hang));
+    let ended = cli(&["send", "QC1", "HANGS", "--wait", "2s"], &env, "").await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.out.ends_with("1 of 2 cancelled\n"), "{ended:?}");
+    assert!(ended.err.contains("not all results came"), "{ended:?}");
+    stage.orders.instead(|_| None);
+    stage.events(2).await;
+
     let ended = cli(&["send", "--file", "/nowhere/orders.txt"], &env, "").await;
     assert!(ended.code == 1 || ended.code == 64, "{ended:?}");
     assert!(ended.err.contains("/nowhere/orders.txt"), "{ended:?}");
@@ -2276,6 +2288,13 @@ async fn the_demo_shows_every_fate_and_leaves_nothing_behind() {
     ] {
         assert!(ended.out.contains(word), "{word} in {}", ended.out);
     }
+    // Its own fault met it, and not one of another command in the same call.
+    let mut lines = ended.out.lines();
+    let faulty = lines.find(|line| line.contains("E503-0001"));
+    assert!(
+        faulty.is_some_and(|line| !line.ends_with(" 1")),
+        "{ended:?}"
+    );
     assert_eq!(vhost.queues().await, []);
     assert_eq!(std::fs::read_dir(folder).unwrap().count(), 0);
 }

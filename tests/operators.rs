@@ -145,7 +145,10 @@ async fn a_replayed_letter_is_the_same_command() {
     assert_eq!(code, 64, "which, nobody said: {printed}");
     let (code, printed) = run(&scene, &["dead", "replay", "c1", "--dry-run"]).await;
     assert_eq!(code, 0, "{printed}");
-    assert!(printed.contains("1 letters would be sent"), "{printed}");
+    assert!(
+        printed.contains("letters that would be sent: 1;"),
+        "{printed}"
+    );
     scene.vhost.queue_holds(LATER, DEAD, 2, 0).await;
 
     // A crash of the one who sends, between the confirm and the removal, leaves a twin here.
@@ -160,7 +163,10 @@ async fn a_replayed_letter_is_the_same_command() {
         }
         let (code, printed) = run(&scene, &["dead", "replay", "--order", "B"]).await;
         assert_eq!(code, 0, "{printed}");
-        assert!(printed.contains("1 letters sent"), "{printed}");
+        assert!(
+            printed.contains("letters sent to wdt.cancel.commands: 1\n"),
+            "{printed}"
+        );
         for event in results.collect(2, LATER).await {
             assert_eq!(event.outcome(), "cancelled", "{event:#?}");
             assert_eq!(event.body["command_id"], "c1");

@@ -51,7 +51,10 @@ pub async fn patterns(
     url: &AMQPUri,
     exchange: &str,
 ) -> Result<Vec<String>, BindingsError> {
-    let silent = |error: reqwest::Error| BindingsError::Silent(error.without_url().to_string());
+    // With what is behind it: "error sending request" alone tells nothing.
+    let silent = |error: reqwest::Error| {
+        BindingsError::Silent(format!("{:#}", anyhow::Error::from(error.without_url())))
+    };
     let mut address = management.clone();
     let path = [
         "api",
@@ -72,9 +75,12 @@ pub async fn patterns(
     if address.scheme() != "https" {
         client = client.tls_certs_only([]);
     }
-    let user = &url.authority.userinfo;
-    let asked = client.build().map_err(silent)?.get(address);
-    let asked = asked.basic_auth(&user.username, Some(&user.password));
+    let mut asked = client.build().map_err(silent)?.get(address);
+    // Whom the address itself names, the client sends by itself; both would be a bad request.
+    if management.username().is_empty() {
+        let user = &url.authority.userinfo;
+        asked = asked.basic_auth(&user.username, Some(&user.password));
+    }
     let mut answer = asked.send().await.map_err(silent)?;
     match answer.status() {
         StatusCode::OK => {}

@@ -186,7 +186,7 @@ pub async fn run(args: Args, config: BrokerConfig) -> anyhow::Result<Exit> {
                 .replay(&filter, how.limit, pause, &mut tally, show)
                 .await;
             dead.close().await;
-            eprintln!("{} letters sent to {}", tally.done, amqp.queue);
+            eprintln!("letters sent to {}: {}", amqp.queue, tally.done);
             say(&tally, &amqp.dead_queue);
             replayed?;
         }
@@ -209,7 +209,7 @@ pub async fn run(args: Args, config: BrokerConfig) -> anyhow::Result<Exit> {
                 })
                 .await;
             dead.close().await;
-            eprintln!("{} letters removed", tally.done);
+            eprintln!("letters removed: {}", tally.done);
             say(&tally, &amqp.dead_queue);
             removed?;
         }
@@ -296,7 +296,10 @@ async fn preview(
 ) -> anyhow::Result<Exit> {
     let tally = list(&dead, filter, how.limit, false, out).await?;
     dead.close().await;
-    eprintln!("{} letters {what}; nothing was", tally.meant.min(how.limit));
+    eprintln!(
+        "letters that {what}: {}; nothing was",
+        tally.meant.min(how.limit)
+    );
     Ok(Exit::Done)
 }
 
@@ -308,7 +311,9 @@ async fn confirmed(dead: &DeadLetters, filter: &Filter, limit: u64) -> anyhow::R
         ));
     }
     let meant = dead.look(filter, 0, |_, _| Ok(())).await?.meant.min(limit);
-    eprint!("remove {meant} letters for good? They are written to standard output. [y/N] ");
+    eprint!(
+        "letters to be removed for good: {meant}. They are written to standard output. Remove them? [y/N] "
+    );
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     match answer.trim() {
@@ -320,7 +325,7 @@ async fn confirmed(dead: &DeadLetters, filter: &Filter, limit: u64) -> anyhow::R
 /// How much of the queue this was, beside the letters themselves.
 fn say(tally: &Tally, queue: &str) {
     eprintln!(
-        "{} letters in {queue}, {} looked at, {} of them meant",
+        "{queue}: {} in it, {} looked at, {} fit",
         tally.waiting, tally.seen, tally.meant
     );
     if tally.waiting > LOOK_MAX {

@@ -45,7 +45,7 @@ enum Command {
     Run(run::Args),
     /// Looks whether all that a worker needs is there, and says what would mend what is not.
     Doctor(doctor::Args),
-    /// Sends a cancel command and shows its results as they come.
+    /// Sends a cancel command, waits for its results and shows them.
     Send(send::Args),
     /// Creates a durable queue and binds it to the results' exchange.
     Bind(bind::Args),
@@ -109,6 +109,21 @@ fn time(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "a number with its unit, such as 30s or 1h30m, would do".into())
 }
 
+/// An error and its causes, but for a cause that the error before it has told already.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if told.ends_with(&cause) {
+            continue;
+        }
+        if !told.is_empty() {
+            told += ": ";
+        }
+        told += &cause;
+    }
+    told
+}
+
 /// Runs what the arguments say.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
@@ -139,7 +154,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(exit) => exit,
         Err(error) => {
             let is_usage = error.is::<ConfigError>() || error.is::<Usage>();
-            for line in format!("{error:#}").lines() {
+            for line in with_causes(&error).lines() {
                 eprintln!("wdt-cancel-worker: {line}");
             }
             if is_usage { Exit::Usage } else { Exit::Failed }

@@ -1,4 +1,4 @@
-//! `send`: one command, and its results as they come.
+//! `send`: one command, and its results.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Read as _, Write as _};
@@ -133,24 +133,26 @@ pub async fn run(args: Args, config: BrokerConfig) -> anyhow::Result<Exit> {
 
     let mut out = std::io::stdout().lock();
     if !args.json {
-        writeln!(out, "command {id}: {} orders sent", orders.len())?;
+        writeln!(out, "command {id} is sent; orders: {}", orders.len())?;
     }
-    let seen = tokio::time::timeout(
+    let mut seen = BTreeMap::new();
+    let collected = tokio::time::timeout(
         args.wait,
-        collect(events, orders.len(), args.json, &mut out),
+        collect(events, orders.len(), args.json, &mut seen, &mut out),
     )
     .await;
     drop(connection.close(200, "done".into()).await);
-    let Ok(seen) = seen else {
+    // Also when others are missing: who sent the command wants to know of each.
+    if !args.json && !seen.is_empty() {
+        show(&seen, &mut out)?;
+    }
+    let Ok(collected) = collected else {
         bail!(
             "not all results came within {:?}; is a worker running? The command {id} stays in the queue or in its hands",
             args.wait
         );
     };
-    let seen = seen?;
-    if !args.json {
-        show(&seen, &mut out)?;
-    }
+    collected?;
     let all_cancelled = seen.values().all(|event| event.outcome == "cancelled");
     Ok(if all_cancelled {
         Exit::Done
@@ -251,10 +253,10 @@ async fn collect(
     mut events: Consumer,
     expected: usize,
     json: bool,
+    seen: &mut BTreeMap<usize, Seen>,
     out: &mut impl std::io::Write,
-) -> anyhow::Result<BTreeMap<usize, Seen>> {
+) -> anyhow::Result<()> {
     let bar = progress_bar(expected, json);
-    let mut seen = BTreeMap::new();
     while let Some(delivery) = events.next().await {
         let delivery = delivery?;
         let event: Seen =
@@ -270,7 +272,7 @@ async fn collect(
         bar.set_position(seen.len() as u64);
         if seen.len() >= total {
             bar.finish_and_clear();
-            return Ok(seen);
+            return Ok(());
         }
     }
     bail!("the broker closed the reply queue")
@@ -308,5 +310,6 @@ fn show(seen: &BTreeMap<usize, Seen>, out: &mut impl std::io::Write) -> std::io:
         .values()
         .filter(|event| event.outcome == "cancelled")
         .count();
-    writeln!(out, "{cancelled} of {} cancelled", seen.len())
+    let told = seen.values().map(|event| event.total).max().unwrap_or(0);
+    writeln!(out, "{cancelled} of {told} cancelled")
 }

@@ -70,7 +70,9 @@ pub fn back_up(ledger: &Path, to: &Path) -> Result<(), CopyError> {
 /// # Errors
 /// When a worker has the ledger, or when `from` is not a whole ledger; nothing is changed then.
 pub fn restore(ledger: &Path, from: &Path) -> Result<Option<PathBuf>, CopyError> {
-    // To hold it makes the files that are missing.
+    // To hold the ledger makes a file where there is none, so these go before.
+    from.metadata()
+        .map_err(|error| OpenError::file(from, error))?;
     let was_there = ledger.exists();
     let held = open::hold(ledger)?;
     let path = &held.path;
@@ -116,7 +118,15 @@ fn give_to_owner_of(before: &Path, made: &Path) -> std::io::Result<()> {
 fn set_aside(path: &Path) -> Result<Option<PathBuf>, CopyError> {
     let has_content = |path: &Path| path.metadata().is_ok_and(|file| file.len() > 0);
     let log = beside(path, "-wal");
-    let before = beside(path, &format!(".replaced-{}", Timestamp::now().as_second()));
+    let mut second = Timestamp::now().as_second();
+    let before = loop {
+        let name = beside(path, &format!(".replaced-{second}"));
+        // Two restores in one second: each keeps what it found.
+        if !name.exists() && !beside(&name, "-wal").exists() {
+            break name;
+        }
+        second += 1;
+    };
     let kept = has_content(path) || has_content(&log);
     if kept {
         rename(path, &before)?;

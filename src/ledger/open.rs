@@ -240,6 +240,9 @@ pub(super) struct Seen {
 /// When it is not a ledger, or one of a later version.
 pub(super) fn look(path: &Path, flags: OpenFlags) -> Result<Seen, OpenError> {
     let store_error = |error| OpenError::store(path, error);
+    // SQLite would say of a file that is not there that it cannot be opened, and not why.
+    path.metadata()
+        .map_err(|error| OpenError::file(path, error))?;
     let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(store_error)?;
     connection.busy_timeout(BUSY).map_err(store_error)?;

@@ -218,6 +218,10 @@ async fn results_that_would_find_no_queue_are_named() {
     let said = Said::with(&scene, &ask).await;
     let (found, remedy) = said.wrong("results");
     assert!(found.contains("nothing is bound"), "{found}");
+    let named = management.replace("//", "//guest:guest@");
+    let said = Said::with(&scene, &["--management", &named]).await;
+    let (found, _) = said.wrong("results");
+    assert!(found.contains("nothing is bound"), "{found}");
     assert!(remedy.contains("wdt-cancel-worker bind"), "{remedy}");
 
     let amqp = scene.amqp().await;

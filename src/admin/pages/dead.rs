@@ -62,7 +62,7 @@ pub(super) fn page(
         h1 { (frame.t("Dead letters", "死信")) }
         p.dim { (frame.t(
             "Commands that could not be read, or have a failed or unknown order. Replayed, a command tries just the orders that are not settled; pressing twice does no harm.",
-            "无法读取的命令，或含有失败、未知订单的命令。重放只会重试尚未确定的订单；重复点击没有危害。",
+            "无法读取的命令，或其中有订单以 failed、unknown 结束的命令。重放只会重试尚未确定的订单；重复点击没有危害。",
         )) }
         @match done {
             None => {},
@@ -108,7 +108,7 @@ fn hidden(filter: &Filter) -> Markup {
 fn list(frame: &Frame, filter: &Filter, found: &Done) -> Markup {
     let tally = &found.tally;
     html! {
-        p { (tally.waiting) " " (frame.t("in the queue", "条在队列中")) ", " (tally.meant) " " (frame.t("fit", "条符合"))
+        p { (tally.waiting) " " (frame.t("in the queue", "条在队列中")) (frame.t(", ", "，")) (tally.meant) " " (frame.t("fit", "条符合"))
             @if tally.meant > LETTERS_MAX { ", " (LETTERS_MAX) " " (frame.t("shown", "条显示")) } }
         @if let Some(why) = &found.stopped { p.notice.bad { (why) } }
         @if !found.letters.is_empty() {

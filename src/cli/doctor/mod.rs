@@ -29,7 +29,8 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// The broker's management, which tells what is bound to the results' exchange. Without it the
-    /// broker's port 15672 is asked, where amqp.url asks for no TLS.
+    /// broker's port 15672 is asked, where amqp.url asks for no TLS. The broker's user asks, unless
+    /// the URL names another.
     #[arg(long, value_name = "URL", value_parser = management)]
     management: Option<Url>,
     /// All of it within this time.
