@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::rules::desk::{CallId, LaneId, OrderRow, OrderState, SendList};
-use crate::rules::judge::{CallEnd, CancelLists, FoundOrder};
+use crate::rules::judge::{CallEnd, CancelLists, FoundOrder, Named};
 use crate::rules::order::{AccountName, CommandId, Ending, OrderNo, Outcome};
 
 /// What the worker notes waits for so long at most to be written along.
@@ -117,7 +117,7 @@ impl Notes {
             | CallEnd::Lost { .. }
             | CallEnd::NotReached { .. } => &[],
         };
-        let ours = found.iter().filter(|f| f.number == order_no.as_str());
+        let ours = found.iter().filter(|found| found.is_of(order_no));
         self.calls.add(&Entry::LookedUp {
             at: call.at.as_millisecond(),
             account: call.account.as_str().into(),
@@ -497,30 +497,24 @@ fn answered<'a>(
     orders: &'a [OrderNo],
     end: &'a CallEnd<CancelLists>,
 ) -> Entry<'a> {
-    let none = CancelLists::default();
-    let lists = match end {
-        CallEnd::Answered(reply) => reply.data.as_ref(),
+    let named = match end {
+        CallEnd::Answered(reply) => reply.data.as_ref().map(|lists| Named::of(orders, lists)),
         CallEnd::Throttled { .. }
         | CallEnd::Garbled { .. }
         | CallEnd::Lost { .. }
         | CallEnd::NotReached { .. } => None,
     };
-    let lists = lists.unwrap_or(&none);
+    // In the words of whoever judges it, or the story would tell of another answer.
+    let named = named.unwrap_or_default();
     let (mut cancelled, mut refused, mut not_named) = (Vec::new(), Vec::new(), Vec::new());
-    // Most lists are answered in the sequence asked.
-    let mut next = 0;
     for order_no in orders {
+        let (is_cancelled, no) = named.order(order_no);
         let order_no = order_no.as_str();
-        let is_next = lists.success.get(next).is_some_and(|no| no == order_no);
-        next += usize::from(is_next);
-        let is_cancelled = is_next || lists.success.iter().any(|no| no == order_no);
-        let no = lists.error.iter().find(|(no, _)| no == order_no);
         if is_cancelled {
             cancelled.push(Cow::from(order_no));
         }
-        if let Some((_, words)) = no {
-            // Owned, for the lists may be the empty ones.
-            refused.push((Cow::from(order_no), Cow::from(words.clone())));
+        if let Some(words) = no {
+            refused.push((Cow::from(order_no), Cow::from(words)));
         }
         if !is_cancelled && no.is_none() {
             not_named.push(Cow::from(order_no));

@@ -300,7 +300,11 @@ fn of_entry(entry: &Entry<'_>, order_no: &str, mut tell: impl FnMut(What)) {
         } => {
             let no = refused.iter().find(|(no, _)| no == order_no);
             let (said, words) = if let Some((_, words)) = no {
-                (Some("refused"), Some(words.to_string()))
+                let said = match place(cancelled, order_no) {
+                    Some(_) => "cancelled_and_refused",
+                    None => "refused",
+                };
+                (Some(said), Some(words.to_string()))
             } else if place(cancelled, order_no).is_some() {
                 (Some("cancelled"), None)
             } else if place(not_named, order_no).is_some() {

@@ -117,8 +117,8 @@ pub enum What {
         status: Option<i64>,
         /// What it said of the call, or what went wrong.
         message: String,
-        /// What it said of the order: `cancelled`, `refused`, `not_named`; for a look-up `found`
-        /// or `not_found`. Absent where it said nothing of any order.
+        /// What it said of the order: `cancelled`, `refused`, `cancelled_and_refused`, `not_named`;
+        /// for a look-up `found` or `not_found`. Absent where it said nothing of any order.
         said: Option<&'static str>,
         /// The words of a refusal; the states of what was found.
         words: Option<String>,

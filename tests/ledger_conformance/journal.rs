@@ -9,7 +9,7 @@ use wdt_cancel_worker::ledger::audit::{self, Checked, Fault};
 use wdt_cancel_worker::ledger::journal::{CallEnded, Notes};
 use wdt_cancel_worker::ledger::story::{self, Source};
 use wdt_cancel_worker::rules::desk::{CallId, OrderState};
-use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, Reply};
+use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, FoundOrder, Reply};
 use wdt_cancel_worker::rules::order::{
     AccountName, CommandId, Ending, OrderNo, Outcome, ReasonCode,
 };
@@ -381,4 +381,56 @@ async fn what_is_old_is_forgotten_and_the_rest_is_still_a_chain() {
         seat.close().await;
         assert_eq!(faults(&audit::verify(&source).await.unwrap()), []);
     }
+}
+
+#[tokio::test]
+async fn what_an_answer_said_of_an_order_is_read_as_it_was_judged() {
+    let store = Store::embedded();
+    let mut seat = store.seat().await;
+    let lists = CancelLists {
+        success: vec![
+            "QC1-1".to_owned(),
+            " QC2 ".to_owned(),
+            "QC4".to_owned(),
+            "QC4-1".to_owned(),
+        ],
+        error: vec![
+            ("QC3-1".to_owned(), "已发货".to_owned()),
+            ("QC4".to_owned(), "稍后再试".to_owned()),
+        ],
+    };
+    let orders = ["QC1", "QC2", "QC3", "QC4", "QC5"];
+    let mut notes = answered(CallId(1), &orders, lists);
+    let found = FoundOrder {
+        number: " QC6-1".to_owned(),
+        status: 80,
+    };
+    let end = CallEnd::Answered(Reply {
+        status: 0,
+        message: String::new(),
+        data: Some(vec![found]),
+    });
+    let ended = CallEnded {
+        account: &account(),
+        call: CallId(2),
+        at: at(1),
+        duration: Duration::from_millis(90),
+        http_status: Some(200),
+    };
+    notes.looked_up(ended, &no("QC6"), &end);
+    seat.ledger.note(notes, at(1));
+    seat.record(Vec::new(), Vec::new()).await;
+    for (order, said) in [
+        ("QC1", r#"Some("cancelled") None"#),
+        ("QC2", r#"Some("cancelled") None"#),
+        ("QC3", r#"Some("refused") Some("已发货")"#),
+        ("QC4", r#"Some("cancelled_and_refused") Some("稍后再试")"#),
+        ("QC5", r#"Some("not_named") None"#),
+    ] {
+        let expected = format!("cancel 120 Some(0) OK {said}");
+        assert_eq!(moments(&store, order).await, [expected], "{order}");
+    }
+    let expected = r#"look_up 90 Some(0)  Some("found") Some("status 80")"#;
+    assert_eq!(moments(&store, "QC6").await, [expected]);
+    seat.close().await;
 }

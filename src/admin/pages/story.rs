@@ -218,6 +218,7 @@ fn in_chinese(what: &What) -> String {
             match *said {
                 Some("cancelled") => line += "；此单：已取消",
                 Some("refused") => line += "；此单：被拒绝",
+                Some("cancelled_and_refused") => line += "；此单：同时列为已取消和被拒绝",
                 Some("not_named") => line += "；此单：答复中未提及",
                 Some("found") => line += "；此单：已找到",
                 Some("not_found") => line += "；此单：未找到",
