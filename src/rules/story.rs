@@ -11,7 +11,8 @@ pub struct OrderStory {
     pub account: String,
     /// The number.
     pub order_no: String,
-    /// Where it stands; absent when nothing was ever recorded of it, as when it was never sent.
+    /// Where it stands; absent when nothing is recorded of that: it was never sent, or it ended so
+    /// long ago that it is forgotten, while later commands for it are not.
     pub standing: Option<Standing>,
     /// What the commands that asked for it are told.
     pub results: Vec<Told>,
@@ -269,7 +270,7 @@ impl fmt::Display for OrderStory {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "order {} of account {}: ", self.order_no, self.account)?;
         match &self.standing {
-            None => writeln!(out, "never sent")?,
+            None => writeln!(out, "where it stands is not on record, or not any more")?,
             Some(standing) => {
                 let state = match (standing.state, &standing.outcome) {
                     (_, Some(outcome)) => outcome,

@@ -434,3 +434,18 @@ async fn what_an_answer_said_of_an_order_is_read_as_it_was_judged() {
     assert_eq!(moments(&store, "QC6").await, [expected]);
     seat.close().await;
 }
+
+#[tokio::test]
+async fn what_was_forgotten_is_not_told_as_never_sent() {
+    for store in Store::both().await {
+        let mut seat = store.seat().await;
+        live_through(&mut seat).await;
+        // What is old goes table by table, and a later event of it is remembered for longer.
+        change(&store, "DELETE FROM wdt.orders").await;
+        let story = story::of_order(&source(&store), &no("QC1"), None).await;
+        let text = story.unwrap().remove(0).to_string();
+        assert!(text.contains("ended as cancelled"), "{text}");
+        assert!(!text.contains("never"), "{text}");
+        seat.close().await;
+    }
+}

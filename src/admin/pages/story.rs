@@ -78,7 +78,10 @@ fn command(frame: &Frame, story: &CommandStory) -> Markup {
 
 fn standing(frame: &Frame, standing: Option<&Standing>) -> Markup {
     let Some(standing) = standing else {
-        return html! { (frame.t("It was never sent.", "从未发送。")) };
+        return html! { (frame.t(
+            "Where it stands is not on record, or not any more.",
+            "没有（或已不再保留）此单的状态记录。",
+        )) };
     };
     html! {
         @match &standing.outcome {
