@@ -1,5 +1,6 @@
 //! What became of an order or a command, as people ask for it; the ledger reads it from its record.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use jiff::Timestamp;
@@ -75,7 +76,7 @@ pub struct Told {
 }
 
 /// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Moment {
     /// When.
     pub at: Timestamp,
@@ -84,7 +85,7 @@ pub struct Moment {
 }
 
 /// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum What {
     /// A command came.
     Asked {
@@ -295,16 +296,16 @@ impl fmt::Display for OrderStory {
 impl CommandStory {
     /// What happened, but for the confirmations that are told with the results.
     pub fn more(&self) -> impl Iterator<Item = &Moment> + Clone {
-        let is_said = |moment: &&Moment| match &moment.what {
+        // There may be thousands of each.
+        let said: HashSet<(&str, Timestamp)> = self
+            .results
+            .iter()
+            .flat_map(|told| told.confirmed_at.iter().map(|at| (&*told.order_no, *at)))
+            .collect();
+        let is_said = move |moment: &&Moment| match &moment.what {
             What::Told {
                 order_no: Some(no), ..
-            } => {
-                let of_it = |told: &Told| told.order_no == *no;
-                let results = &self.results;
-                results
-                    .iter()
-                    .any(|told| of_it(told) && told.confirmed_at.contains(&moment.at))
-            }
+            } => said.contains(&(no.as_str(), moment.at)),
             What::Told { order_no: None, .. }
             | What::Asked { .. }
             | What::Sent { .. }

@@ -449,3 +449,27 @@ async fn what_was_forgotten_is_not_told_as_never_sent() {
         seat.close().await;
     }
 }
+
+#[tokio::test]
+async fn what_was_written_twice_is_told_once() {
+    for store in Store::both().await {
+        let mut seat = store.seat().await;
+        // As after a commit whose answer was lost.
+        for _ in 0..2 {
+            let mut notes = asked("c", &["QC1"]);
+            notes.asked(Some(&account()), &id("d"), ["QC1"]);
+            tell(&mut notes, "c", "QC1", Outcome::Cancelled);
+            tell(&mut notes, "d", "QC1", Outcome::Cancelled);
+            seat.ledger.note(notes, at(0));
+            seat.record(Vec::new(), Vec::new()).await;
+        }
+        let expected = [
+            "asked by c of 1",
+            "asked by d of 1",
+            "told c cancelled",
+            "told d cancelled",
+        ];
+        assert_eq!(moments(&store, "QC1").await, expected);
+        seat.close().await;
+    }
+}
