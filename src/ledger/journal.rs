@@ -24,6 +24,9 @@ use crate::rules::desk::{CallId, LaneId, OrderRow, OrderState, SendList};
 use crate::rules::judge::{CallEnd, CancelLists, FoundOrder, Named};
 use crate::rules::order::{AccountName, CommandId, Ending, OrderNo, Outcome};
 
+/// What waits for a ledger that cannot be written, at most, in bytes: it may be away for hours, and
+/// commands that are rejected are told without it.
+pub(super) const WAITING_MAX: usize = 16 * 1024 * 1024;
 /// What the worker notes waits for so long at most to be written along.
 pub(super) const NOTES_WAIT: Duration = Duration::from_secs(1);
 
@@ -64,6 +67,22 @@ impl Notes {
             names: _,
         } = self;
         asked.is_empty() && calls.is_empty() && told.is_empty() && parked.is_empty()
+    }
+
+    /// About how much memory it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let Self {
+            asked,
+            calls,
+            told,
+            parked,
+            names,
+        } = self;
+        let asked = asked.iter().map(|(_, json)| json.len()).sum::<usize>();
+        let told = told.iter().map(|(_, json)| json.len()).sum::<usize>();
+        let parked = parked.iter().map(|(_, id)| id.as_str().len());
+        let names = (names.len() + calls.names.len()) * size_of::<u64>();
+        asked + told + calls.json.len() + names + parked.sum::<usize>()
     }
 
     /// A command came, of the account where the settings know it, with its orders as its events tell

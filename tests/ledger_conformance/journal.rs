@@ -473,3 +473,33 @@ async fn what_was_written_twice_is_told_once() {
         seat.close().await;
     }
 }
+
+/// More than waits for a ledger that cannot be written.
+const FLOOD: usize = 100;
+
+#[tokio::test]
+async fn what_is_seen_while_nothing_can_be_written_is_bounded() {
+    let store = Store::embedded();
+    let Store::Embedded(path) = &store else {
+        panic!("it is one");
+    };
+    let mut seat = store.seat().await;
+    let other = rusqlite::Connection::open(path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let large = "x".repeat(1024 * 1024);
+    for _ in 0..FLOOD {
+        seat.ledger.note(asked("c", &[&large]), at(0));
+    }
+    other.execute_batch("COMMIT").unwrap();
+    seat.record(Vec::new(), Vec::new()).await;
+    seat.ledger.note(asked("d", &["QC1"]), at(1));
+    seat.record(Vec::new(), Vec::new()).await;
+    let written: i64 = other
+        .query_row("SELECT sum(length(text)) FROM journal", [], |row| {
+            row.get(0)
+        })
+        .unwrap();
+    assert!((1..50 << 20).contains(&written), "{written}");
+    assert_eq!(moments(&store, "QC1").await, ["asked by d of 1"]);
+    seat.close().await;
+}
