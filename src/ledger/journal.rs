@@ -557,7 +557,7 @@ fn answered<'a>(
 pub(super) struct Text<'a> {
     /// The worker's run, which numbers its calls.
     pub(super) run: Cow<'a, str>,
-    /// When it was written; never before the row before it.
+    /// When it was written.
     pub(super) at: i64,
     /// What happened.
     pub(super) entries: Vec<Entry<'a>>,
@@ -629,7 +629,7 @@ impl Scribe {
         if noted.is_empty() && done.is_empty() {
             return None;
         }
-        let at = now.as_millisecond().max(self.head.at);
+        let at = now.as_millisecond();
         let mut text = format!(r#"{{"run":"{}","at":{at},"entries":["#, self.run).into_bytes();
         text.reserve(noted.json.len() + done.json.len() + 3);
         text.extend_from_slice(&noted.json);

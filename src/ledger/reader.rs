@@ -193,7 +193,24 @@ impl Reader {
         Ok(chains.collect())
     }
 
-    /// Rows from `first` to `last`, in sequence, so many at most.
+    /// The first row from `first` on that was written at that time or later.
+    pub(super) async fn since(
+        &self,
+        chain: &Chain,
+        first: i64,
+        since: i64,
+    ) -> Result<Option<i64>, ReadError> {
+        match self {
+            Self::File(connection) => Ok(connection.query_row(
+                "SELECT min(seq) FROM journal WHERE seq >= ?1 AND at >= ?2",
+                [first, since],
+                |row| row.get(0),
+            )?),
+            Self::Database(client) => Ok(shared::since(client, &chain.name, first, since).await?),
+        }
+    }
+
+    /// Rows from `first` to `last`, in sequence, so many at most, and so many as there is room for.
     pub(super) async fn rows(
         &self,
         chain: &Chain,

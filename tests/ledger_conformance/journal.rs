@@ -474,6 +474,76 @@ async fn what_was_written_twice_is_told_once() {
     }
 }
 
+#[tokio::test]
+async fn a_row_that_cannot_be_read_keeps_nobody_from_working_or_forgetting() {
+    let store = Store::embedded();
+    let mut seat = store.seat().await;
+    live_through(&mut seat).await;
+    seat.close().await;
+    let spoilt = "UPDATE wdt.journal SET text = CAST(x'7bff' AS TEXT), hash = x'00' WHERE seq <= 2";
+    change(&store, spoilt).await;
+    let source = source(&store);
+    let found = faults(&audit::verify(&source).await.unwrap());
+    assert_eq!(found, [Fault::Changed(1)]);
+    let mut seat = store
+        .seat_with(Seating {
+            retention: Duration::from_millis(1),
+            ..Seating::default()
+        })
+        .await;
+    let health = seat.ledger.health();
+    eventually_ok(LATER, "it is forgotten", async || {
+        seat.record(Vec::new(), Vec::new()).await;
+        let now = audit::verify(&source).await.unwrap();
+        match now[0].rows.0 > 2 {
+            true => Ok(()),
+            false => Err(format!("{now:?} {:?}", *health.borrow())),
+        }
+    })
+    .await;
+    seat.close().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_for_a_while_keeps_nothing_for_longer() {
+    for store in Store::both().await {
+        let mut seat = store.seat().await;
+        live_through(&mut seat).await;
+        // What was written until now was written in 2100.
+        let ahead = "UPDATE wdt.journal SET at = 4102444800000";
+        change(&store, ahead).await;
+        if let Store::Embedded(_) = store {
+            seat.close().await;
+            seat = store.seat().await;
+        }
+        let since = Timestamp::now();
+        seat.ledger.note(asked("d", &["QC3"]), at(0));
+        seat.record(Vec::new(), Vec::new()).await;
+        let kept = Kept::default();
+        let source = source(&store);
+        audit::export(&source, since, kept.clone()).await.unwrap();
+        let export = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        assert!(export.contains("QC3"), "{export}");
+        seat.close().await;
+        let seat = store
+            .seat_with(Seating {
+                retention: Duration::from_millis(1),
+                ..Seating::default()
+            })
+            .await;
+        eventually_ok(LATER, "it is forgotten", async || {
+            let now = audit::verify(&source).await.unwrap();
+            assert_eq!(faults(&now), []);
+            match now.iter().all(|chain| chain.rows.0 > chain.rows.1) {
+                true => Ok(()),
+                false => Err(format!("{now:?}")),
+            }
+        })
+        .await;
+        seat.close().await;
+    }
+}
+
 /// More than waits for a ledger that cannot be written.
 const FLOOD: usize = 100;
 

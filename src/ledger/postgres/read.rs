@@ -60,6 +60,19 @@ pub(in crate::ledger) async fn rows(
     Ok(rows.iter().map(row).collect())
 }
 
+pub(in crate::ledger) async fn since(
+    client: &Object,
+    chain: &str,
+    first: i64,
+    since: i64,
+) -> Result<Option<i64>, DbError> {
+    let sql = "SELECT min(seq) FROM wdt.journal WHERE chain = $1 AND seq >= $2 AND at >= $3";
+    Ok(client
+        .query_one(sql, &[&chain, &first, &since])
+        .await?
+        .get(0))
+}
+
 pub(in crate::ledger) async fn names(
     client: &Object,
     chain: &str,
