@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use wdt_cancel_worker::ledger::audit::{self, Checked, Fault};
 use wdt_cancel_worker::ledger::journal::{CallEnded, Notes};
+use wdt_cancel_worker::ledger::postgres::operate;
 use wdt_cancel_worker::ledger::story::{self, Source};
 use wdt_cancel_worker::rules::desk::{CallId, OrderState};
 use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, FoundOrder, Reply};
@@ -542,6 +543,48 @@ async fn a_clock_that_was_ahead_for_a_while_keeps_nothing_for_longer() {
         .await;
         seat.close().await;
     }
+}
+
+#[tokio::test]
+async fn what_was_forgotten_does_not_come_back_with_an_import() {
+    let (file, shared) = (Store::embedded(), Store::shared().await);
+    let mut seat = file.seat().await;
+    live_through(&mut seat).await;
+    seat.close().await;
+    let Store::Embedded(path) = &file else {
+        panic!("it is one");
+    };
+    let url = shared.database().url().to_owned();
+    operate::import(&url, path).await.unwrap();
+    let forget = "UPDATE wdt.chains c SET forgotten_seq = 2, forgotten_hash = j.hash
+         FROM wdt.journal j WHERE j.chain = c.chain AND j.seq = 2;
+         DELETE FROM wdt.journal WHERE seq <= 2";
+    change(&shared, forget).await;
+    operate::import(&url, path).await.unwrap();
+    let after = audit::verify(&source(&shared)).await.unwrap();
+    assert_eq!((faults(&after), after[0].rows.0), (vec![], 3));
+
+    // Its worker went on for longer than anything is remembered.
+    let mut seat = file.seat().await;
+    seat.ledger.note(asked("d", &["QC3"]), at(0));
+    seat.record(Vec::new(), Vec::new()).await;
+    seat.ledger.note(asked("e", &["QC4"]), at(0));
+    seat.record(Vec::new(), Vec::new()).await;
+    seat.close().await;
+    let before = after[0].rows.1;
+    let forget = format!(
+        "UPDATE marks SET forgotten_seq = {0},
+             forgotten_hash = (SELECT hash FROM journal WHERE seq = {0});
+         DELETE FROM journal WHERE seq <= {0}",
+        before + 1
+    );
+    change(&file, &forget).await;
+    operate::import(&url, path).await.unwrap();
+    let after = audit::verify(&source(&shared)).await.unwrap();
+    assert_eq!(
+        (faults(&after), after[0].rows),
+        (vec![], (before + 2, before + 2))
+    );
 }
 
 /// More than waits for a ledger that cannot be written.
