@@ -644,14 +644,16 @@ impl Scribe {
         for name in noted.names.iter().chain(&done.names) {
             self.filter.add(*name);
         }
+        let seq = self.head.seq + 1;
+        let is_full = self.filter.is_full() || seq - self.filter_from >= FILTER_ROWS - 1;
         Some(Row {
             head: Head {
-                seq: self.head.seq + 1,
+                seq,
                 at,
                 hash: chained(&self.head.hash, &text),
             },
             text,
-            full_from: self.filter.is_full().then_some(self.filter_from),
+            full_from: is_full.then_some(self.filter_from),
         })
     }
 
@@ -684,6 +686,9 @@ const FILTER_BYTES: usize = 16 * 1024;
 /// one is in vain.
 const FILTER_NAMES: usize = FILTER_BYTES / 2;
 const PROBES: u64 = 6;
+/// Rows whose names are in one filter, at most: the same few names may come again and again, and
+/// rows that are in no filter yet are read by every search and at every start.
+const FILTER_ROWS: i64 = 4096;
 
 /// The names of many rows.
 #[derive(Debug)]
@@ -859,5 +864,22 @@ mod tests {
             entry.names(|name| assert!(may_name(&scribe.filter.bits, name), "{name}"));
         }
         assert!(!may_name(&scribe.filter.bits, "QC4"));
+    }
+
+    #[test]
+    fn a_filter_is_written_also_where_the_same_names_come_again_and_again() {
+        let mut scribe = Scribe::new(Head::of("chain"), AT);
+        let mut from = Vec::new();
+        for _ in 0..2 * FILTER_ROWS {
+            let mut notes = Notes::default();
+            notes.asked(None, &id("c"), ["QC1"]);
+            let mut page = Page::default();
+            page.noted(AT, notes);
+            let row = scribe.row(AT, &page, &Page::default()).unwrap();
+            scribe.written(&row);
+            from.extend(row.full_from.map(|first| (first, row.head.seq)));
+        }
+        let filter = |n: i64| ((n - 1) * FILTER_ROWS + 1, n * FILTER_ROWS);
+        assert_eq!(from, [filter(1), filter(2)]);
     }
 }
