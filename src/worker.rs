@@ -352,6 +352,8 @@ impl Worker {
         fail_point!("drained");
         self.link.close().await;
         fail_point!("disconnected");
+        // Nobody listens any more: a ledger that takes no writes is not waited for.
+        drop(self.done);
         self.ledger.close().await;
         self.spans.close().await;
     }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::Connection;
-use support::amqp::{COMMANDS, Inbox};
+use support::amqp::{COMMANDS, Command, Inbox};
 use support::chance::chance;
 use support::disk::{
     beside, count, inside, ledger_of, may_mount, own_mount, read, red_ledger, refuses_to_start, run,
@@ -212,6 +212,23 @@ async fn damage_met_at_work_is_never_tried_again_and_a_back_up_mends_it() {
     for message in before.is_told(&mut results, LATER).await {
         assert_eq!(message.body["replayed"], true, "{message:#?}");
     }
+}
+
+#[tokio::test]
+async fn a_worker_whose_ledger_takes_no_writes_can_be_stopped() {
+    let scene = Scene::fresh().await;
+    let amqp = scene.amqp().await;
+    let mut results = amqp.results().await;
+    let mut worker = scene.worker().await;
+    worker.wait_ready(LATER).await;
+    let other = Connection::open(ledger_of(&scene)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // It is rejected and told without the ledger, and yet the journal is to say that it came.
+    let rejected = Command::orders(["QC1"]).field("account", "nobody");
+    amqp.send(&rejected).await;
+    results.collect(1, LATER).await;
+    assert_eq!(worker.terminate(LATER).await, 0, "{}", worker.log());
+    other.execute_batch("COMMIT").unwrap();
 }
 
 #[tokio::test]

@@ -165,8 +165,10 @@ pub async fn export(
         let reader = Reader::open(&source).await?;
         let mut count = 0;
         for chain in reader.chains().await? {
-            let first = since_when(&reader, &chain, since.as_millisecond()).await?;
-            count += export_chain(&reader, &chain, first, &mut out).await?;
+            let (rest, since) = (chain.anchor.0 + 1, since.as_millisecond());
+            if let Some(first) = reader.since(&chain, rest, since).await? {
+                count += export_chain(&reader, &chain, first, &mut out).await?;
+            }
         }
         out.flush()?;
         Ok(count)
@@ -225,26 +227,6 @@ async fn export_chain(
 fn line(out: &mut impl Write, line: &Line<'_>) -> io::Result<()> {
     serde_json::to_writer(&mut *out, line)?;
     out.write_all(b"\n")
-}
-
-/// The first row that was written at that time or later; they are in the order of time.
-async fn since_when(reader: &Reader, chain: &Chain, since: i64) -> Result<i64, ReadError> {
-    #[derive(Deserialize)]
-    struct Written {
-        at: i64,
-    }
-    let (mut low, mut high) = (chain.anchor.0 + 1, chain.head.0 + 1);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        let row = reader.rows(chain, (middle, high - 1), 1).await?.pop();
-        // What cannot be read is for whoever reads the export.
-        let written = row.map(|row| serde_json::from_str::<Written>(&row.text));
-        match written {
-            Some(Ok(Written { at })) if at < since => low = middle + 1,
-            _ => high = middle,
-        }
-    }
-    Ok(low)
 }
 
 /// Checks what [`export`] wrote.

@@ -21,9 +21,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::rules::desk::{CallId, LaneId, OrderRow, OrderState, SendList};
-use crate::rules::judge::{CallEnd, CancelLists, FoundOrder};
+use crate::rules::judge::{CallEnd, CancelLists, FoundOrder, Named};
 use crate::rules::order::{AccountName, CommandId, Ending, OrderNo, Outcome};
 
+/// What waits for a ledger that cannot be written, at most, in bytes: it may be away for hours, and
+/// commands that are rejected are told without it.
+pub(super) const WAITING_MAX: usize = 16 * 1024 * 1024;
 /// What the worker notes waits for so long at most to be written along.
 pub(super) const NOTES_WAIT: Duration = Duration::from_secs(1);
 
@@ -64,6 +67,22 @@ impl Notes {
             names: _,
         } = self;
         asked.is_empty() && calls.is_empty() && told.is_empty() && parked.is_empty()
+    }
+
+    /// About how much memory it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let Self {
+            asked,
+            calls,
+            told,
+            parked,
+            names,
+        } = self;
+        let asked = asked.iter().map(|(_, json)| json.len()).sum::<usize>();
+        let told = told.iter().map(|(_, json)| json.len()).sum::<usize>();
+        let parked = parked.iter().map(|(_, id)| id.as_str().len());
+        let names = (names.len() + calls.names.len()) * size_of::<u64>();
+        asked + told + calls.json.len() + names + parked.sum::<usize>()
     }
 
     /// A command came, of the account where the settings know it, with its orders as its events tell
@@ -117,7 +136,7 @@ impl Notes {
             | CallEnd::Lost { .. }
             | CallEnd::NotReached { .. } => &[],
         };
-        let ours = found.iter().filter(|f| f.number == order_no.as_str());
+        let ours = found.iter().filter(|found| found.is_of(order_no));
         self.calls.add(&Entry::LookedUp {
             at: call.at.as_millisecond(),
             account: call.account.as_str().into(),
@@ -497,30 +516,24 @@ fn answered<'a>(
     orders: &'a [OrderNo],
     end: &'a CallEnd<CancelLists>,
 ) -> Entry<'a> {
-    let none = CancelLists::default();
-    let lists = match end {
-        CallEnd::Answered(reply) => reply.data.as_ref(),
+    let named = match end {
+        CallEnd::Answered(reply) => reply.data.as_ref().map(|lists| Named::of(orders, lists)),
         CallEnd::Throttled { .. }
         | CallEnd::Garbled { .. }
         | CallEnd::Lost { .. }
         | CallEnd::NotReached { .. } => None,
     };
-    let lists = lists.unwrap_or(&none);
+    // In the words of whoever judges it, or the story would tell of another answer.
+    let named = named.unwrap_or_default();
     let (mut cancelled, mut refused, mut not_named) = (Vec::new(), Vec::new(), Vec::new());
-    // Most lists are answered in the sequence asked.
-    let mut next = 0;
     for order_no in orders {
+        let (is_cancelled, no) = named.order(order_no);
         let order_no = order_no.as_str();
-        let is_next = lists.success.get(next).is_some_and(|no| no == order_no);
-        next += usize::from(is_next);
-        let is_cancelled = is_next || lists.success.iter().any(|no| no == order_no);
-        let no = lists.error.iter().find(|(no, _)| no == order_no);
         if is_cancelled {
             cancelled.push(Cow::from(order_no));
         }
-        if let Some((_, words)) = no {
-            // Owned, for the lists may be the empty ones.
-            refused.push((Cow::from(order_no), Cow::from(words.clone())));
+        if let Some(words) = no {
+            refused.push((Cow::from(order_no), Cow::from(words)));
         }
         if !is_cancelled && no.is_none() {
             not_named.push(Cow::from(order_no));
@@ -544,7 +557,7 @@ fn answered<'a>(
 pub(super) struct Text<'a> {
     /// The worker's run, which numbers its calls.
     pub(super) run: Cow<'a, str>,
-    /// When it was written; never before the row before it.
+    /// When it was written.
     pub(super) at: i64,
     /// What happened.
     pub(super) entries: Vec<Entry<'a>>,
@@ -616,7 +629,7 @@ impl Scribe {
         if noted.is_empty() && done.is_empty() {
             return None;
         }
-        let at = now.as_millisecond().max(self.head.at);
+        let at = now.as_millisecond();
         let mut text = format!(r#"{{"run":"{}","at":{at},"entries":["#, self.run).into_bytes();
         text.reserve(noted.json.len() + done.json.len() + 3);
         text.extend_from_slice(&noted.json);
@@ -631,14 +644,16 @@ impl Scribe {
         for name in noted.names.iter().chain(&done.names) {
             self.filter.add(*name);
         }
+        let seq = self.head.seq + 1;
+        let is_full = self.filter.is_full() || seq - self.filter_from >= FILTER_ROWS - 1;
         Some(Row {
             head: Head {
-                seq: self.head.seq + 1,
+                seq,
                 at,
                 hash: chained(&self.head.hash, &text),
             },
             text,
-            full_from: self.filter.is_full().then_some(self.filter_from),
+            full_from: is_full.then_some(self.filter_from),
         })
     }
 
@@ -671,6 +686,9 @@ const FILTER_BYTES: usize = 16 * 1024;
 /// one is in vain.
 const FILTER_NAMES: usize = FILTER_BYTES / 2;
 const PROBES: u64 = 6;
+/// Rows whose names are in one filter, at most: the same few names may come again and again, and
+/// rows that are in no filter yet are read by every search and at every start.
+const FILTER_ROWS: i64 = 4096;
 
 /// The names of many rows.
 #[derive(Debug)]
@@ -846,5 +864,22 @@ mod tests {
             entry.names(|name| assert!(may_name(&scribe.filter.bits, name), "{name}"));
         }
         assert!(!may_name(&scribe.filter.bits, "QC4"));
+    }
+
+    #[test]
+    fn a_filter_is_written_also_where_the_same_names_come_again_and_again() {
+        let mut scribe = Scribe::new(Head::of("chain"), AT);
+        let mut from = Vec::new();
+        for _ in 0..2 * FILTER_ROWS {
+            let mut notes = Notes::default();
+            notes.asked(None, &id("c"), ["QC1"]);
+            let mut page = Page::default();
+            page.noted(AT, notes);
+            let row = scribe.row(AT, &page, &Page::default()).unwrap();
+            scribe.written(&row);
+            from.extend(row.full_from.map(|first| (first, row.head.seq)));
+        }
+        let filter = |n: i64| ((n - 1) * FILTER_ROWS + 1, n * FILTER_ROWS);
+        assert_eq!(from, [filter(1), filter(2)]);
     }
 }

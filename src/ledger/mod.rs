@@ -26,6 +26,8 @@ mod sqlite;
 pub mod story;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -44,7 +46,7 @@ use crate::rules::lane::Paused;
 use crate::rules::order::{AccountName, OrderNo};
 use crate::rules::poison::{Digest, Past};
 
-use journal::{NOTES_WAIT, Notes, Page};
+use journal::{NOTES_WAIT, Notes, Page, WAITING_MAX};
 pub use open::OpenError;
 use sqlite::Store;
 
@@ -257,6 +259,8 @@ pub struct Ledger {
     commits: watch::Receiver<Commits>,
     timings: Timings,
     restored_at: Option<Timestamp>,
+    /// Bytes of what was noted and is not written yet.
+    noted: Arc<AtomicUsize>,
 }
 
 /// Who keeps the store.
@@ -350,9 +354,12 @@ impl Ledger {
         let (board, health) = Board::new();
         let (commits_tx, commits) = watch::channel(Commits::default());
         let timings = Timings::new();
+        let noted = Arc::new(AtomicUsize::new(0));
         let mut keeper = Keeper {
             store,
             noted: Page::default(),
+            noted_bytes: 0,
+            noted_by_all: Arc::clone(&noted),
             noted_at: Instant::now(),
             inbox,
             done: done.clone(),
@@ -379,6 +386,7 @@ impl Ledger {
             commits,
             timings,
             restored_at,
+            noted,
         };
         Ok(Opened {
             ledger,
@@ -476,8 +484,20 @@ impl Ledger {
     }
 
     /// Writes into the journal what was seen until `at`, with whatever is written next, or within
-    /// a second; nothing answers.
+    /// a second; nothing answers. While the ledger takes no writes, what is too much to be kept is
+    /// left out.
     pub fn note(&self, notes: Notes, at: Timestamp) {
+        let bytes = notes.bytes();
+        let waiting = self.noted.fetch_add(bytes, Ordering::Relaxed);
+        // One by itself is always taken, however large its command is.
+        if waiting > 0 && waiting + bytes > WAITING_MAX {
+            self.noted.fetch_sub(bytes, Ordering::Relaxed);
+            tracing::debug!(
+                bytes,
+                "the journal lacks what was seen while the ledger was not written"
+            );
+            return;
+        }
         self.request(Request::Note(notes, at));
     }
 
@@ -544,6 +564,9 @@ struct Keeper {
     /// For the journal, since this time.
     noted: Page,
     noted_at: Instant,
+    /// What it took, of what all that waits takes.
+    noted_bytes: usize,
+    noted_by_all: Arc<AtomicUsize>,
     inbox: Receiver<Request>,
     done: UnboundedSender<Done>,
     board: Board,
@@ -658,6 +681,7 @@ impl Keeper {
         if self.noted.is_empty() {
             self.noted_at = Instant::now();
         }
+        self.noted_bytes += notes.bytes();
         self.noted.noted(at, notes);
     }
 
@@ -673,6 +697,8 @@ impl Keeper {
     fn write(&mut self, writes: &[Request]) -> bool {
         let noted = std::mem::take(&mut self.noted);
         let written = self.until_it_works(Work::Writes, |store| write(store, writes, &noted));
+        let bytes = std::mem::take(&mut self.noted_bytes);
+        self.noted_by_all.fetch_sub(bytes, Ordering::Relaxed);
         written.is_some()
     }
 

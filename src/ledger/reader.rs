@@ -13,6 +13,10 @@ use super::schema;
 use super::sqlite::command_key;
 use super::{OpenError, postgres};
 
+/// Rows that are read at once take no more than this, in bytes, and what one row has beyond it: a row
+/// may be large, and the page's searches are made within the worker.
+const ROOM: usize = 4 * 1024 * 1024;
+
 /// Where a ledger is. It may hold a password, so it is never shown.
 #[derive(Clone)]
 pub enum Source {
@@ -193,7 +197,24 @@ impl Reader {
         Ok(chains.collect())
     }
 
-    /// Rows from `first` to `last`, in sequence, so many at most.
+    /// The first row from `first` on that was written at that time or later.
+    pub(super) async fn since(
+        &self,
+        chain: &Chain,
+        first: i64,
+        since: i64,
+    ) -> Result<Option<i64>, ReadError> {
+        match self {
+            Self::File(connection) => Ok(connection.query_row(
+                "SELECT min(seq) FROM journal WHERE seq >= ?1 AND at >= ?2",
+                [first, since],
+                |row| row.get(0),
+            )?),
+            Self::Database(client) => Ok(shared::since(client, &chain.name, first, since).await?),
+        }
+    }
+
+    /// Rows from `first` to `last`, in sequence, so many at most, and so many as there is room for.
     pub(super) async fn rows(
         &self,
         chain: &Chain,
@@ -206,7 +227,7 @@ impl Reader {
                     "SELECT seq, text, hash FROM journal WHERE seq BETWEEN ?1 AND ?2
                      ORDER BY seq LIMIT ?3",
                 )?;
-                let rows = rows.query_map(params![first, last, most], |row| {
+                let mut found = rows.query_map(params![first, last, most], |row| {
                     // Whatever somebody made of it is told as what it is: not what was hashed.
                     let text = row.get_ref(1)?;
                     let text = text.as_bytes_or_null()?.unwrap_or_default();
@@ -217,10 +238,18 @@ impl Reader {
                         hash: hash.as_bytes_or_null()?.unwrap_or_default().to_vec(),
                     })
                 })?;
-                Ok(rows.collect::<rusqlite::Result<_>>()?)
+                let (mut rows, mut bytes) = (Vec::new(), 0);
+                while bytes < ROOM
+                    && let Some(row) = found.next().transpose()?
+                {
+                    bytes += row.text.len();
+                    rows.push(row);
+                }
+                Ok(rows)
             }
             Self::Database(client) => {
-                Ok(shared::rows(client, &chain.name, (first, last), i64::from(most)).await?)
+                let within = (i64::from(most), ROOM as i64);
+                Ok(shared::rows(client, &chain.name, (first, last), within).await?)
             }
         }
     }

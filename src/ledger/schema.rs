@@ -131,7 +131,7 @@ CREATE TABLE pauses (
 const JOURNAL: &str = "
 CREATE TABLE journal (
     seq  INTEGER PRIMARY KEY,
-    at   INTEGER NOT NULL, -- never before the row before it
+    at   INTEGER NOT NULL,
     text TEXT NOT NULL,    -- JSON; byte for byte what was hashed
     hash BLOB NOT NULL     -- SHA-256 of the hash before and the text
 );

@@ -390,7 +390,7 @@ fn put_row(
 /// Whoever goes on with the file's chain.
 fn scribe(connection: &Connection, now: Timestamp) -> rusqlite::Result<Scribe> {
     let marks = "SELECT chain, journal_seq, journal_hash FROM marks";
-    let mut head = connection.query_row(marks, [], |row| {
+    let head = connection.query_row(marks, [], |row| {
         let hash: Option<[u8; 32]> = row.get(2)?;
         let chain: String = row.get(0)?;
         let first = Head::of(&chain);
@@ -400,9 +400,6 @@ fn scribe(connection: &Connection, now: Timestamp) -> rusqlite::Result<Scribe> {
             ..first
         })
     })?;
-    let last = "SELECT at FROM journal WHERE seq = ?1";
-    let at = connection.query_row(last, [head.seq], |row| row.get(0));
-    head.at = at.optional()?.unwrap_or(head.at);
     let mut scribe = Scribe::new(head, now);
     scribe.filter_from = connection.query_row(
         "SELECT max(m.forgotten_seq, coalesce((SELECT max(last_seq) FROM journal_filters), 0)) + 1
@@ -413,7 +410,8 @@ fn scribe(connection: &Connection, now: Timestamp) -> rusqlite::Result<Scribe> {
     let mut rows = connection.prepare("SELECT text FROM journal WHERE seq >= ?1")?;
     let mut rows = rows.query([scribe.filter_from])?;
     while let Some(row) = rows.next()? {
-        scribe.read(row.get_ref(0)?.as_str()?);
+        // One that is no text is found by whoever verifies the chain, and keeps nobody from working.
+        scribe.read(row.get_ref(0)?.as_str().unwrap_or_default());
     }
     drop(rows);
     Ok(scribe)
@@ -421,25 +419,30 @@ fn scribe(connection: &Connection, now: Timestamp) -> rusqlite::Result<Scribe> {
 
 /// Forgets the oldest rows of the journal; the last of them is what the rest is chained to.
 fn prune_journal(transaction: &Transaction<'_>, before: i64, most: u32) -> rusqlite::Result<()> {
-    let last: Option<(i64, [u8; 32])> = transaction
+    // Also what a clock that was ahead wrote before it, or nothing would be forgotten until then.
+    let last: Option<i64> = transaction
         .prepare_cached(
-            "SELECT seq, hash FROM (SELECT seq, at, hash FROM journal ORDER BY seq LIMIT ?2)
+            "SELECT seq FROM (SELECT seq, at FROM journal ORDER BY seq LIMIT ?2)
              WHERE at < ?1 ORDER BY seq DESC LIMIT 1",
         )?
-        .query_row(params![before, most], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row(params![before, most], |row| row.get(0))
         .optional()?;
-    let Some((seq, hash)) = last else {
+    let Some(seq) = last else {
         return Ok(());
     };
+    // Whatever it is: a hash that is none is for whoever verifies the chain.
+    transaction
+        .prepare_cached(
+            "UPDATE marks SET forgotten_seq = ?1,
+             forgotten_hash = (SELECT hash FROM journal WHERE seq = ?1)",
+        )?
+        .execute([seq])?;
     transaction
         .prepare_cached("DELETE FROM journal WHERE seq <= ?1")?
         .execute([seq])?;
     transaction
         .prepare_cached("DELETE FROM journal_filters WHERE last_seq <= ?1")?
         .execute([seq])?;
-    transaction
-        .prepare_cached("UPDATE marks SET forgotten_seq = ?1, forgotten_hash = ?2")?
-        .execute(params![seq, hash])?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@
 //! out all the same, and the story says no more than that.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 
 use jiff::Timestamp;
@@ -117,18 +117,16 @@ async fn read_order(
     }
     for story in stories.values_mut() {
         in_time(&mut story.moments);
-        let mut commands: Vec<String> = Vec::new();
+        let confirmed = Confirmed::of(&story.moments);
+        let mut seen: HashSet<&str> = HashSet::new();
         for moment in &story.moments {
             if let What::Asked { command_id, .. } | What::Told { command_id, .. } = &moment.what
-                && !commands.contains(command_id)
+                && seen.insert(command_id)
             {
-                commands.push(command_id.clone());
-            }
-        }
-        for command_id in commands {
-            for row in reader.results(&story.account, &command_id).await? {
-                if row.order_no == order_no {
-                    story.results.push(told(row, &command_id, &story.moments));
+                for row in reader.results(&story.account, command_id).await? {
+                    if row.order_no == order_no {
+                        story.results.push(told(row, command_id, &confirmed));
+                    }
                 }
             }
         }
@@ -178,11 +176,13 @@ async fn read_command(
         if rows.is_empty() && moments.is_empty() {
             continue;
         }
-        let results = rows.into_iter().map(|row| told(row, id, &moments));
+        let confirmed = Confirmed::of(&moments);
+        let results = rows.into_iter().map(|row| told(row, id, &confirmed));
+        let results = results.collect();
         told_of.push(CommandStory {
             account,
             command_id: id.to_owned(),
-            results: results.collect(),
+            results,
             moments,
         });
     }
@@ -300,7 +300,11 @@ fn of_entry(entry: &Entry<'_>, order_no: &str, mut tell: impl FnMut(What)) {
         } => {
             let no = refused.iter().find(|(no, _)| no == order_no);
             let (said, words) = if let Some((_, words)) = no {
-                (Some("refused"), Some(words.to_string()))
+                let said = match place(cancelled, order_no) {
+                    Some(_) => "cancelled_and_refused",
+                    None => "refused",
+                };
+                (Some(said), Some(words.to_string()))
             } else if place(cancelled, order_no).is_some() {
                 (Some("cancelled"), None)
             } else if place(not_named, order_no).is_some() {
@@ -430,35 +434,46 @@ fn event(command: &str, order_no: Option<&str>, outcome: &str, replayed: bool) -
     }
 }
 
-/// What was written twice, because nobody knew whether it was, happened once.
+/// What was written twice, because nobody knew whether it was, happened once. All of one row may
+/// have happened in the same moment, so the second time need not follow the first at once.
 fn in_time(moments: &mut Vec<Moment>) {
     moments.sort_by_key(|moment| moment.at);
-    moments.dedup();
+    let is_first: Vec<bool> = {
+        let mut seen = HashSet::with_capacity(moments.len());
+        moments.iter().map(|moment| seen.insert(moment)).collect()
+    };
+    let mut is_first = is_first.into_iter();
+    moments.retain(|_| is_first.next().unwrap_or(true));
 }
 
-fn told(row: ResultRecord, command_id: &str, moments: &[Moment]) -> Told {
-    let outcome = outcome(row.code.as_deref());
-    let is_its = |moment: &&Moment| match &moment.what {
-        What::Told {
-            command_id: of,
-            order_no,
-            outcome: told,
-            ..
-        } => {
-            of == command_id
-                && order_no.as_deref() == Some(&*row.order_no)
-                && *told == outcome
-                // Earlier, it told of an earlier ending.
-                && moment.at >= time(row.occurred_at)
+/// When events were confirmed, by command, order and outcome: a command may have thousands.
+struct Confirmed<'a>(HashMap<(&'a str, &'a str, &'a str), Vec<Timestamp>>);
+
+impl<'a> Confirmed<'a> {
+    fn of(moments: &'a [Moment]) -> Self {
+        let mut confirmed: HashMap<_, Vec<Timestamp>> = HashMap::new();
+        for moment in moments {
+            if let What::Told {
+                command_id,
+                order_no: Some(order_no),
+                outcome,
+                ..
+            } = &moment.what
+            {
+                let key = (command_id.as_str(), order_no.as_str(), outcome.as_str());
+                confirmed.entry(key).or_default().push(moment.at);
+            }
         }
-        What::Asked { .. }
-        | What::Sent { .. }
-        | What::Waits
-        | What::Answered { .. }
-        | What::Ended { .. }
-        | What::Parked { .. } => false,
-    };
-    let confirmed_at = moments.iter().filter(is_its).map(|moment| moment.at);
+        Self(confirmed)
+    }
+}
+
+fn told(row: ResultRecord, command_id: &str, confirmed: &Confirmed<'_>) -> Told {
+    let outcome = outcome(row.code.as_deref());
+    let all = confirmed.0.get(&(command_id, &*row.order_no, &*outcome));
+    // Earlier, it told of an earlier ending.
+    let is_its = |at: &Timestamp| *at >= time(row.occurred_at);
+    let confirmed_at = all.into_iter().flatten().copied().filter(is_its);
     Told {
         command_id: command_id.to_owned(),
         confirmed_at: confirmed_at.collect(),

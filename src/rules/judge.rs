@@ -117,6 +117,14 @@ pub struct FoundOrder {
     pub status: i64,
 }
 
+impl FoundOrder {
+    /// It is this order, or its `-1` document.
+    pub fn is_of(&self, asked: &OrderNo) -> bool {
+        let (number, asked) = (self.number.trim(), asked.as_str());
+        number == asked || number.strip_suffix("-1") == Some(asked)
+    }
+}
+
 /// What the answer to a cancel call means for one order in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
@@ -347,40 +355,60 @@ impl Meaning {
     }
 }
 
+/// What an answer's lists say of the orders that were asked.
+#[derive(Debug, Default)]
+pub struct Named<'a> {
+    succeeded: HashSet<&'a str>,
+    failed: HashMap<&'a str, &'a str>,
+    /// Rows that name none of them.
+    strangers: usize,
+}
+
+impl<'a> Named<'a> {
+    /// Reads them.
+    pub fn of(asked: &[OrderNo], lists: &'a CancelLists) -> Self {
+        let asked_numbers: HashSet<&str> = asked.iter().map(OrderNo::as_str).collect();
+        let owner = |answered: &'a str| -> Option<&'a str> {
+            if asked_numbers.contains(answered) {
+                return Some(answered);
+            }
+            // From V1.5.7.0 on a number may be answered for by its `-1` document (inferred).
+            answered
+                .strip_suffix("-1")
+                .filter(|original| asked_numbers.contains(original))
+        };
+        let mut named = Self::default();
+        for number in &lists.success {
+            match owner(number.trim()) {
+                Some(order) => drop(named.succeeded.insert(order)),
+                None => named.strangers += 1,
+            }
+        }
+        for (number, err_msg) in &lists.error {
+            match owner(number.trim()) {
+                Some(order) => drop(named.failed.entry(order).or_insert(err_msg)),
+                None => named.strangers += 1,
+            }
+        }
+        named
+    }
+
+    /// Whether an order is named as cancelled, and what is said where it is named as failed.
+    pub fn order(&self, order: &OrderNo) -> (bool, Option<&'a str>) {
+        let order = order.as_str();
+        (
+            self.succeeded.contains(order),
+            self.failed.get(order).copied(),
+        )
+    }
+}
+
 fn judge_lists(asked: &[OrderNo], lists: &CancelLists) -> Judgement {
-    let asked_numbers: HashSet<&str> = asked.iter().map(OrderNo::as_str).collect();
-    let owner = |answered: &str| -> Option<String> {
-        if asked_numbers.contains(answered) {
-            return Some(answered.to_owned());
-        }
-        // From V1.5.7.0 on a number may be answered for by its `-1` document (inferred).
-        answered
-            .strip_suffix("-1")
-            .filter(|original| asked_numbers.contains(original))
-            .map(str::to_owned)
-    };
-    let mut strangers = 0;
-    let mut succeeded: HashSet<String> = HashSet::new();
-    let mut failed: HashMap<String, &str> = HashMap::new();
-    for number in &lists.success {
-        match owner(number.trim()) {
-            Some(order) => drop(succeeded.insert(order)),
-            None => strangers += 1,
-        }
-    }
-    for (number, err_msg) in &lists.error {
-        match owner(number.trim()) {
-            Some(order) => drop(failed.entry(order).or_insert(err_msg)),
-            None => strangers += 1,
-        }
-    }
+    let named = Named::of(asked, lists);
     let verdicts = asked
         .iter()
         .map(|order| {
-            match (
-                succeeded.contains(order.as_str()),
-                failed.get(order.as_str()),
-            ) {
+            match named.order(order) {
                 (true, None) => Verdict::Cancelled,
                 (false, Some(err_msg)) => judge_err_msg(err_msg),
                 // The official sample has one number in both lists; nobody documents why.
@@ -394,7 +422,7 @@ fn judge_lists(asked: &[OrderNo], lists: &CancelLists) -> Judgement {
     Judgement {
         verdicts,
         news: News::Answers,
-        strangers,
+        strangers: named.strangers,
     }
 }
 

@@ -1,5 +1,6 @@
 //! What became of an order or a command, as people ask for it; the ledger reads it from its record.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use jiff::Timestamp;
@@ -11,7 +12,8 @@ pub struct OrderStory {
     pub account: String,
     /// The number.
     pub order_no: String,
-    /// Where it stands; absent when nothing was ever recorded of it, as when it was never sent.
+    /// Where it stands; absent when nothing is recorded of that: it was never sent, or it ended so
+    /// long ago that it is forgotten, while later commands for it are not.
     pub standing: Option<Standing>,
     /// What the commands that asked for it are told.
     pub results: Vec<Told>,
@@ -74,7 +76,7 @@ pub struct Told {
 }
 
 /// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Moment {
     /// When.
     pub at: Timestamp,
@@ -83,7 +85,7 @@ pub struct Moment {
 }
 
 /// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum What {
     /// A command came.
     Asked {
@@ -117,8 +119,8 @@ pub enum What {
         status: Option<i64>,
         /// What it said of the call, or what went wrong.
         message: String,
-        /// What it said of the order: `cancelled`, `refused`, `not_named`; for a look-up `found`
-        /// or `not_found`. Absent where it said nothing of any order.
+        /// What it said of the order: `cancelled`, `refused`, `cancelled_and_refused`, `not_named`;
+        /// for a look-up `found` or `not_found`. Absent where it said nothing of any order.
         said: Option<&'static str>,
         /// The words of a refusal; the states of what was found.
         words: Option<String>,
@@ -269,7 +271,7 @@ impl fmt::Display for OrderStory {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "order {} of account {}: ", self.order_no, self.account)?;
         match &self.standing {
-            None => writeln!(out, "never sent")?,
+            None => writeln!(out, "where it stands is not on record, or not any more")?,
             Some(standing) => {
                 let state = match (standing.state, &standing.outcome) {
                     (_, Some(outcome)) => outcome,
@@ -294,16 +296,16 @@ impl fmt::Display for OrderStory {
 impl CommandStory {
     /// What happened, but for the confirmations that are told with the results.
     pub fn more(&self) -> impl Iterator<Item = &Moment> + Clone {
-        let is_said = |moment: &&Moment| match &moment.what {
+        // There may be thousands of each.
+        let said: HashSet<(&str, Timestamp)> = self
+            .results
+            .iter()
+            .flat_map(|told| told.confirmed_at.iter().map(|at| (&*told.order_no, *at)))
+            .collect();
+        let is_said = move |moment: &&Moment| match &moment.what {
             What::Told {
                 order_no: Some(no), ..
-            } => {
-                let of_it = |told: &Told| told.order_no == *no;
-                let results = &self.results;
-                results
-                    .iter()
-                    .any(|told| of_it(told) && told.confirmed_at.contains(&moment.at))
-            }
+            } => said.contains(&(no.as_str(), moment.at)),
             What::Told { order_no: None, .. }
             | What::Asked { .. }
             | What::Sent { .. }

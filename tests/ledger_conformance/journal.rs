@@ -7,9 +7,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use wdt_cancel_worker::ledger::audit::{self, Checked, Fault};
 use wdt_cancel_worker::ledger::journal::{CallEnded, Notes};
+use wdt_cancel_worker::ledger::postgres::operate;
 use wdt_cancel_worker::ledger::story::{self, Source};
 use wdt_cancel_worker::rules::desk::{CallId, OrderState};
-use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, Reply};
+use wdt_cancel_worker::rules::judge::{CallEnd, CancelLists, FoundOrder, Reply};
 use wdt_cancel_worker::rules::order::{
     AccountName, CommandId, Ending, OrderNo, Outcome, ReasonCode,
 };
@@ -381,4 +382,237 @@ async fn what_is_old_is_forgotten_and_the_rest_is_still_a_chain() {
         seat.close().await;
         assert_eq!(faults(&audit::verify(&source).await.unwrap()), []);
     }
+}
+
+#[tokio::test]
+async fn what_an_answer_said_of_an_order_is_read_as_it_was_judged() {
+    let store = Store::embedded();
+    let mut seat = store.seat().await;
+    let lists = CancelLists {
+        success: vec![
+            "QC1-1".to_owned(),
+            " QC2 ".to_owned(),
+            "QC4".to_owned(),
+            "QC4-1".to_owned(),
+        ],
+        error: vec![
+            ("QC3-1".to_owned(), "已发货".to_owned()),
+            ("QC4".to_owned(), "稍后再试".to_owned()),
+        ],
+    };
+    let orders = ["QC1", "QC2", "QC3", "QC4", "QC5"];
+    let mut notes = answered(CallId(1), &orders, lists);
+    let found = FoundOrder {
+        number: " QC6-1".to_owned(),
+        status: 80,
+    };
+    let end = CallEnd::Answered(Reply {
+        status: 0,
+        message: String::new(),
+        data: Some(vec![found]),
+    });
+    let ended = CallEnded {
+        account: &account(),
+        call: CallId(2),
+        at: at(1),
+        duration: Duration::from_millis(90),
+        http_status: Some(200),
+    };
+    notes.looked_up(ended, &no("QC6"), &end);
+    seat.ledger.note(notes, at(1));
+    seat.record(Vec::new(), Vec::new()).await;
+    for (order, said) in [
+        ("QC1", r#"Some("cancelled") None"#),
+        ("QC2", r#"Some("cancelled") None"#),
+        ("QC3", r#"Some("refused") Some("已发货")"#),
+        ("QC4", r#"Some("cancelled_and_refused") Some("稍后再试")"#),
+        ("QC5", r#"Some("not_named") None"#),
+    ] {
+        let expected = format!("cancel 120 Some(0) OK {said}");
+        assert_eq!(moments(&store, order).await, [expected], "{order}");
+    }
+    let expected = r#"look_up 90 Some(0)  Some("found") Some("status 80")"#;
+    assert_eq!(moments(&store, "QC6").await, [expected]);
+    seat.close().await;
+}
+
+#[tokio::test]
+async fn what_was_forgotten_is_not_told_as_never_sent() {
+    for store in Store::both().await {
+        let mut seat = store.seat().await;
+        live_through(&mut seat).await;
+        // What is old goes table by table, and a later event of it is remembered for longer.
+        change(&store, "DELETE FROM wdt.orders").await;
+        let story = story::of_order(&source(&store), &no("QC1"), None).await;
+        let text = story.unwrap().remove(0).to_string();
+        assert!(text.contains("ended as cancelled"), "{text}");
+        assert!(!text.contains("never"), "{text}");
+        seat.close().await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_twice_is_told_once() {
+    for store in Store::both().await {
+        let mut seat = store.seat().await;
+        // As after a commit whose answer was lost.
+        for _ in 0..2 {
+            let mut notes = asked("c", &["QC1"]);
+            notes.asked(Some(&account()), &id("d"), ["QC1"]);
+            tell(&mut notes, "c", "QC1", Outcome::Cancelled);
+            tell(&mut notes, "d", "QC1", Outcome::Cancelled);
+            seat.ledger.note(notes, at(0));
+            seat.record(Vec::new(), Vec::new()).await;
+        }
+        let expected = [
+            "asked by c of 1",
+            "asked by d of 1",
+            "told c cancelled",
+            "told d cancelled",
+        ];
+        assert_eq!(moments(&store, "QC1").await, expected);
+        seat.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_keeps_nobody_from_working_or_forgetting() {
+    let store = Store::embedded();
+    let mut seat = store.seat().await;
+    live_through(&mut seat).await;
+    seat.close().await;
+    let spoilt = "UPDATE wdt.journal SET text = CAST(x'7bff' AS TEXT), hash = x'00' WHERE seq <= 2";
+    change(&store, spoilt).await;
+    let source = source(&store);
+    let found = faults(&audit::verify(&source).await.unwrap());
+    assert_eq!(found, [Fault::Changed(1)]);
+    let mut seat = store
+        .seat_with(Seating {
+            retention: Duration::from_millis(1),
+            ..Seating::default()
+        })
+        .await;
+    let health = seat.ledger.health();
+    eventually_ok(LATER, "it is forgotten", async || {
+        seat.record(Vec::new(), Vec::new()).await;
+        let now = audit::verify(&source).await.unwrap();
+        match now[0].rows.0 > 2 {
+            true => Ok(()),
+            false => Err(format!("{now:?} {:?}", *health.borrow())),
+        }
+    })
+    .await;
+    seat.close().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_for_a_while_keeps_nothing_for_longer() {
+    for store in Store::both().await {
+        let mut seat = store.seat().await;
+        live_through(&mut seat).await;
+        // What was written until now was written in 2100.
+        let ahead = "UPDATE wdt.journal SET at = 4102444800000";
+        change(&store, ahead).await;
+        if let Store::Embedded(_) = store {
+            seat.close().await;
+            seat = store.seat().await;
+        }
+        let since = Timestamp::now();
+        seat.ledger.note(asked("d", &["QC3"]), at(0));
+        seat.record(Vec::new(), Vec::new()).await;
+        let kept = Kept::default();
+        let source = source(&store);
+        audit::export(&source, since, kept.clone()).await.unwrap();
+        let export = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        assert!(export.contains("QC3"), "{export}");
+        seat.close().await;
+        let seat = store
+            .seat_with(Seating {
+                retention: Duration::from_millis(1),
+                ..Seating::default()
+            })
+            .await;
+        eventually_ok(LATER, "it is forgotten", async || {
+            let now = audit::verify(&source).await.unwrap();
+            assert_eq!(faults(&now), []);
+            match now.iter().all(|chain| chain.rows.0 > chain.rows.1) {
+                true => Ok(()),
+                false => Err(format!("{now:?}")),
+            }
+        })
+        .await;
+        seat.close().await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_forgotten_does_not_come_back_with_an_import() {
+    let (file, shared) = (Store::embedded(), Store::shared().await);
+    let mut seat = file.seat().await;
+    live_through(&mut seat).await;
+    seat.close().await;
+    let Store::Embedded(path) = &file else {
+        panic!("it is one");
+    };
+    let url = shared.database().url().to_owned();
+    operate::import(&url, path).await.unwrap();
+    let forget = "UPDATE wdt.chains c SET forgotten_seq = 2, forgotten_hash = j.hash
+         FROM wdt.journal j WHERE j.chain = c.chain AND j.seq = 2;
+         DELETE FROM wdt.journal WHERE seq <= 2";
+    change(&shared, forget).await;
+    operate::import(&url, path).await.unwrap();
+    let after = audit::verify(&source(&shared)).await.unwrap();
+    assert_eq!((faults(&after), after[0].rows.0), (vec![], 3));
+
+    // Its worker went on for longer than anything is remembered.
+    let mut seat = file.seat().await;
+    seat.ledger.note(asked("d", &["QC3"]), at(0));
+    seat.record(Vec::new(), Vec::new()).await;
+    seat.ledger.note(asked("e", &["QC4"]), at(0));
+    seat.record(Vec::new(), Vec::new()).await;
+    seat.close().await;
+    let before = after[0].rows.1;
+    let forget = format!(
+        "UPDATE marks SET forgotten_seq = {0},
+             forgotten_hash = (SELECT hash FROM journal WHERE seq = {0});
+         DELETE FROM journal WHERE seq <= {0}",
+        before + 1
+    );
+    change(&file, &forget).await;
+    operate::import(&url, path).await.unwrap();
+    let after = audit::verify(&source(&shared)).await.unwrap();
+    assert_eq!(
+        (faults(&after), after[0].rows),
+        (vec![], (before + 2, before + 2))
+    );
+}
+
+/// More than waits for a ledger that cannot be written.
+const FLOOD: usize = 100;
+
+#[tokio::test]
+async fn what_is_seen_while_nothing_can_be_written_is_bounded() {
+    let store = Store::embedded();
+    let Store::Embedded(path) = &store else {
+        panic!("it is one");
+    };
+    let mut seat = store.seat().await;
+    let other = rusqlite::Connection::open(path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let large = "x".repeat(1024 * 1024);
+    for _ in 0..FLOOD {
+        seat.ledger.note(asked("c", &[&large]), at(0));
+    }
+    other.execute_batch("COMMIT").unwrap();
+    seat.record(Vec::new(), Vec::new()).await;
+    seat.ledger.note(asked("d", &["QC1"]), at(1));
+    seat.record(Vec::new(), Vec::new()).await;
+    let written: i64 = other
+        .query_row("SELECT sum(length(text)) FROM journal", [], |row| {
+            row.get(0)
+        })
+        .unwrap();
+    assert!((1..50 << 20).contains(&written), "{written}");
+    assert_eq!(moments(&store, "QC1").await, ["asked by d of 1"]);
+    seat.close().await;
 }

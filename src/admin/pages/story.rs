@@ -78,7 +78,10 @@ fn command(frame: &Frame, story: &CommandStory) -> Markup {
 
 fn standing(frame: &Frame, standing: Option<&Standing>) -> Markup {
     let Some(standing) = standing else {
-        return html! { (frame.t("It was never sent.", "从未发送。")) };
+        return html! { (frame.t(
+            "Where it stands is not on record, or not any more.",
+            "没有（或已不再保留）此单的状态记录。",
+        )) };
     };
     html! {
         @match &standing.outcome {
@@ -218,6 +221,7 @@ fn in_chinese(what: &What) -> String {
             match *said {
                 Some("cancelled") => line += "；此单：已取消",
                 Some("refused") => line += "；此单：被拒绝",
+                Some("cancelled_and_refused") => line += "；此单：同时列为已取消和被拒绝",
                 Some("not_named") => line += "；此单：答复中未提及",
                 Some("found") => line += "；此单：已找到",
                 Some("not_found") => line += "；此单：未找到",

@@ -26,6 +26,7 @@ mod store;
 mod tend;
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -164,6 +165,7 @@ pub async fn open_for(
     let (commits_tx, commits) = watch::channel(Commits::default());
     let timings = Timings::new();
     let (requests, inbox) = unbounded_channel();
+    let noted = Arc::new(AtomicUsize::new(0));
     let keeper = Keeper {
         db: db.clone(),
         lease: Arc::clone(&lease),
@@ -176,6 +178,8 @@ pub async fn open_for(
         waiting: Vec::new(),
         noted: Page::default(),
         noted_at: Instant::now(),
+        noted_bytes: 0,
+        noted_by_all: Arc::clone(&noted),
         chain: RefCell::new(Chain::begin(name())),
     };
     let watch = pauses::Watch::new(keeper.accounts.0.clone(), &paused, keeper.done.clone());
@@ -202,6 +206,7 @@ pub async fn open_for(
         commits,
         timings,
         restored_at,
+        noted,
     };
     Ok(Opened {
         ledger,
@@ -374,6 +379,9 @@ struct Keeper {
     /// For the journal, since this time.
     noted: Page,
     noted_at: Instant,
+    /// What it took, of what all that waits takes.
+    noted_bytes: usize,
+    noted_by_all: Arc<AtomicUsize>,
     chain: RefCell<Chain>,
 }
 
@@ -451,6 +459,7 @@ impl Keeper {
                     if self.noted.is_empty() {
                         self.noted_at = now;
                     }
+                    self.noted_bytes += notes.bytes();
                     self.noted.noted(at, notes);
                 }
                 request => {
@@ -490,6 +499,8 @@ impl Keeper {
                 Ok((outcomes.await?, until))
             })
             .await;
+        let bytes = std::mem::take(&mut self.noted_bytes);
+        self.noted_by_all.fetch_sub(bytes, Ordering::Relaxed);
         let Some((outcomes, until)) = written else {
             return;
         };

@@ -433,7 +433,15 @@ async fn journal(db: &Db, connection: &Connection) -> Result<(), ImportError> {
             ))
         })?;
     let Some(hash) = hash else { return Ok(()) };
-    let mut after = forgotten_seq;
+    // What came over before, and was forgotten since, stays so: the chain goes on behind it.
+    let known = db
+        .step(async |client| {
+            let known = "SELECT forgotten_seq FROM wdt.chains WHERE chain = $1";
+            let known = client.query_opt(known, &[&chain]).await?;
+            Ok(known.map(|row| row.get::<_, i64>(0)))
+        })
+        .await?;
+    let mut after = known.map_or(forgotten_seq, |known| known.max(forgotten_seq));
     let mut at = 0_i64;
     loop {
         let rows = connection
@@ -448,9 +456,14 @@ async fn journal(db: &Db, connection: &Connection) -> Result<(), ImportError> {
         (after, at) = (last.0, last.1);
         db.step_within(LONG, async |client| {
             let put = "INSERT INTO wdt.journal (chain, seq, at, text, hash)
-                 VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING";
+                 SELECT $1::text, $2::bigint, $3::bigint, $4::text, $5::bytea WHERE NOT EXISTS (
+                     SELECT FROM wdt.chains WHERE chain = $1 AND forgotten_seq >= $2)
+                 ON CONFLICT DO NOTHING";
             let put = client.prepare_cached(put).await?;
+            // Nobody forgets more of it meanwhile.
+            let lock = "SELECT FROM wdt.chains WHERE chain = $1 FOR UPDATE";
             client.batch_execute("BEGIN").await?;
+            client.query_opt(lock, &[&chain]).await?;
             for (seq, at, text, hash) in &rows {
                 client.execute(&put, &[&chain, seq, at, text, hash]).await?;
             }
@@ -464,6 +477,7 @@ async fn journal(db: &Db, connection: &Connection) -> Result<(), ImportError> {
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
         .collect::<rusqlite::Result<Vec<(i64, i64, Vec<u8>)>>>()?;
     db.step_within(LONG, async |client| {
+        client.batch_execute("BEGIN").await?;
         let put = "INSERT INTO wdt.journal_filters (chain, last_seq, first_seq, names)
              VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
         for (last_seq, first_seq, names) in &filters {
@@ -476,13 +490,20 @@ async fn journal(db: &Db, connection: &Connection) -> Result<(), ImportError> {
              (chain, worker, began_at, seq, at, hash, forgotten_seq, forgotten_hash)
              VALUES ($1, 'imported', 0, $2, $3, $4, $5, $6) ON CONFLICT (chain) DO UPDATE SET
              seq = greatest(chains.seq, EXCLUDED.seq),
-             hash = CASE WHEN chains.seq < EXCLUDED.seq THEN EXCLUDED.hash ELSE chains.hash END";
+             hash = CASE WHEN chains.seq < EXCLUDED.seq THEN EXCLUDED.hash ELSE chains.hash END,
+             forgotten_seq = greatest(chains.forgotten_seq, EXCLUDED.forgotten_seq),
+             forgotten_hash = CASE WHEN chains.forgotten_seq < EXCLUDED.forgotten_seq
+                 THEN EXCLUDED.forgotten_hash ELSE chains.forgotten_hash END";
         client
             .execute(
                 put,
                 &[&chain, &seq, &at, &hash, &forgotten_seq, &forgotten_hash],
             )
             .await?;
+        // The file may have forgotten more by now, behind which its chain goes on.
+        let gone = "DELETE FROM wdt.journal WHERE chain = $1 AND seq <= $2";
+        client.execute(gone, &[&chain, &forgotten_seq]).await?;
+        client.batch_execute("COMMIT").await?;
         Ok(())
     })
     .await?;

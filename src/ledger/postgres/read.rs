@@ -46,18 +46,38 @@ pub(in crate::ledger) async fn rows(
     client: &Object,
     chain: &str,
     (first, last): (i64, i64),
-    most: i64,
+    (most, bytes): (i64, i64),
 ) -> Result<Vec<Row>, DbError> {
-    let sql = "SELECT seq, text, hash FROM wdt.journal
-         WHERE chain = $1 AND seq BETWEEN $2 AND $3 ORDER BY seq LIMIT $4";
+    // A text's length is known without reading it.
+    let sql = "SELECT seq, text, hash FROM (
+             SELECT seq, text, hash,
+                 sum(octet_length(text)) OVER (ORDER BY seq) - octet_length(text) AS before
+             FROM (SELECT seq, text, hash FROM wdt.journal
+                   WHERE chain = $1 AND seq BETWEEN $2 AND $3 ORDER BY seq LIMIT $4) r) s
+         WHERE before < $5::bigint ORDER BY seq";
     let sql = client.prepare_cached(sql).await?;
-    let rows = client.query(&sql, &[&chain, &first, &last, &most]).await?;
+    let rows = client
+        .query(&sql, &[&chain, &first, &last, &most, &bytes])
+        .await?;
     let row = |row: &tokio_postgres::Row| Row {
         seq: row.get(0),
         text: row.get(1),
         hash: row.get(2),
     };
     Ok(rows.iter().map(row).collect())
+}
+
+pub(in crate::ledger) async fn since(
+    client: &Object,
+    chain: &str,
+    first: i64,
+    since: i64,
+) -> Result<Option<i64>, DbError> {
+    let sql = "SELECT min(seq) FROM wdt.journal WHERE chain = $1 AND seq >= $2 AND at >= $3";
+    Ok(client
+        .query_one(sql, &[&chain, &first, &since])
+        .await?
+        .get(0))
 }
 
 pub(in crate::ledger) async fn names(

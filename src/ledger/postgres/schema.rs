@@ -250,7 +250,7 @@ CREATE TABLE wdt.chains (
 CREATE TABLE wdt.journal (
     chain text COLLATE "C" NOT NULL,
     seq   bigint NOT NULL,          -- without gaps
-    at    bigint NOT NULL,          -- never before the row before it
+    at    bigint NOT NULL,
     text  text NOT NULL,            -- JSON; byte for byte what was hashed
     hash  bytea NOT NULL,           -- SHA-256 of the hash before and the text
     PRIMARY KEY (chain, seq)

@@ -108,7 +108,10 @@ pub(super) async fn prune(
         fronts.results = step(client, RESULTS, fronts.results, before).await?;
         fronts.commands = step(client, COMMANDS, fronts.commands, before).await?;
         let journal = client.prepare_cached(JOURNAL).await?;
-        client.execute(&journal, &[&before, &PRUNE_ROWS]).await?;
+        let now = Timestamp::now().as_millisecond();
+        client
+            .execute(&journal, &[&before, &PRUNE_ROWS, &now])
+            .await?;
         client.execute(FILTERS, &[]).await?;
         let chains = client.prepare_cached(CHAINS).await?;
         let over = before.min(earlier(Timestamp::now(), CHAIN_OVER).as_millisecond());
@@ -162,17 +165,25 @@ gone AS (
     RETURNING c.id)
 SELECT coalesce((SELECT id FROM young), (SELECT max(id) + 1 FROM front), $1), (SELECT count(*) FROM gone)";
 
-/// Forgets the oldest rows of each chain; the last of them is what the rest is chained to.
+/// Forgets the oldest rows of each chain, with what a clock that was ahead wrote before them; the
+/// last of them is what the rest is chained to. There may be a chain for each restart, so of one
+/// whose first row is to be remembered no more than that is read.
 const JOURNAL: &str = "
-WITH old AS MATERIALIZED (
-    SELECT c.chain, j.seq, j.hash
-    FROM wdt.chains c CROSS JOIN LATERAL (
-        SELECT seq, at, hash FROM wdt.journal
-        WHERE chain = c.chain AND seq > c.forgotten_seq ORDER BY seq LIMIT $2) j
-    WHERE c.seq > c.forgotten_seq AND j.at < $1),
-last AS (SELECT DISTINCT ON (chain) chain, seq, hash FROM old ORDER BY chain, seq DESC),
+WITH last AS MATERIALIZED (
+    SELECT c.chain, c.forgotten_seq, j.seq, j.hash
+    FROM wdt.chains c
+    CROSS JOIN LATERAL (
+        SELECT at FROM wdt.journal
+        WHERE chain = c.chain AND seq > c.forgotten_seq ORDER BY seq LIMIT 1) first
+    CROSS JOIN LATERAL (
+        SELECT seq, hash FROM (
+            SELECT seq, at, hash FROM wdt.journal
+            WHERE chain = c.chain AND seq > c.forgotten_seq ORDER BY seq LIMIT $2) oldest
+        WHERE at < $1 ORDER BY seq DESC LIMIT 1) j
+    WHERE c.seq > c.forgotten_seq AND (first.at < $1 OR first.at > $3)),
 gone AS (
-    DELETE FROM wdt.journal g USING old WHERE g.chain = old.chain AND g.seq = old.seq)
+    DELETE FROM wdt.journal g USING last l
+    WHERE g.chain = l.chain AND g.seq > l.forgotten_seq AND g.seq <= l.seq)
 UPDATE wdt.chains c SET forgotten_seq = last.seq, forgotten_hash = last.hash
 FROM last WHERE c.chain = last.chain";
 const FILTERS: &str = "
