@@ -407,16 +407,14 @@ fn judge_lists(asked: &[OrderNo], lists: &CancelLists) -> Judgement {
     let named = Named::of(asked, lists);
     let verdicts = asked
         .iter()
-        .map(|order| {
-            match named.order(order) {
-                (true, None) => Verdict::Cancelled,
-                (false, Some(err_msg)) => judge_err_msg(err_msg),
-                // The official sample has one number in both lists; nobody documents why.
-                (true, Some(err_msg)) => {
-                    Verdict::InDoubt(format!("named as cancelled and as failed ({err_msg})"))
-                }
-                (false, None) => Verdict::InDoubt("not named in the answer".into()),
+        .map(|order| match named.order(order) {
+            (true, None) => Verdict::Cancelled,
+            (false, Some(err_msg)) => judge_err_msg(err_msg),
+            // The official sample has one number in both lists; nobody documents why.
+            (true, Some(err_msg)) => {
+                Verdict::InDoubt(format!("named as cancelled and as failed ({err_msg})"))
             }
+            (false, None) => Verdict::InDoubt("not named in the answer".into()),
         })
         .collect();
     Judgement {
