@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks what is in deploy/, as far as that can be done without a container engine and a cluster:
 # the service unit, the alerts and their tests, every YAML file by its schema, and the dashboard's
-# queries against a Prometheus that scrapes a worker at work (WDT_CHECK_WORKER, else one that is built
+# queries against a Prometheus that scrapes a worker at work (CHECK_WORKER, else one that is built
 # here). Installs what is missing from the distribution's packages and from PyPI (into a folder of its
 # own that is removed).
 #
@@ -106,7 +106,7 @@ fi
 "$dir/python/bin/python" deploy/check.py translation
 
 say 'the dashboard and the alerts, against a worker at work'
-worker=${WDT_CHECK_WORKER:-}
+worker=${CHECK_WORKER:-}
 if [ -z "$worker" ]; then
   cargo build --locked
   worker=${CARGO_TARGET_DIR:-target}/debug/wdt-cancel-worker

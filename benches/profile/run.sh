@@ -5,7 +5,7 @@
 #   benches/profile/run.sh [ORDERS]
 #
 # What another commit takes: build that one, put its worker in place of target/release/wdt-cancel-worker,
-# and run this with WDT_PROFILE_BUILT=1, which builds nothing.
+# and run this with PROFILE_BUILT=1, which builds nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 . deploy/lib-broker.sh
@@ -15,7 +15,7 @@ orders=${1:-120000}
 need_rust
 need_c_compiler
 command -v perf >/dev/null || die "perf is missing: apt-get install linux-perf"
-[ -n "${WDT_PROFILE_BUILT:-}" ] || cargo bench --locked --no-run --quiet --bench throughput
+[ -n "${PROFILE_BUILT:-}" ] || cargo bench --locked --no-run --quiet --bench throughput
 bench=$(find target/release/deps -name 'throughput-*' -type f -executable -printf '%T@ %p\n' |
   sort -n | tail -n 1 | cut -d' ' -f2)
 [ -n "$bench" ] || die 'the benchmark is not built: cargo bench --no-run --bench throughput'
