@@ -1003,10 +1003,7 @@ fn note_asked(notes: &mut Notes, admission: &Admission) {
     let id = &admission.envelope().command_id;
     match admission {
         Admission::Accepted(command) => {
-            let shown = command.entries.iter().map(|entry| match entry {
-                admit::Entry::Order(order_no) => order_no.as_str(),
-                admit::Entry::Invalid(shown, _) => shown,
-            });
+            let shown = command.entries.iter().map(admit::Entry::shown);
             notes.asked(Some(&command.account), id, shown);
         }
         Admission::Rejected(rejection) => {

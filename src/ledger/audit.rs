@@ -14,12 +14,8 @@ use serde_json::value::RawValue;
 
 use super::journal::{Hash, chained};
 use super::reader::{Chain, Reader, Row};
-use super::story::apart;
 
 pub use super::reader::{ReadError, Source};
-
-/// Rows read at once.
-const ROWS: u32 = 200;
 
 /// What was found of one chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,26 +110,20 @@ impl Walk {
 /// # Errors
 /// When the ledger cannot be read.
 pub async fn verify(source: &Source) -> Result<Vec<Checked>, ReadError> {
-    let source = source.clone();
-    apart(async move || {
-        let reader = Reader::open(&source).await?;
+    let check = async |reader: &Reader| {
         let mut checked = Vec::new();
         for chain in reader.chains().await? {
             let mut walk = Walk::from(chain.anchor);
-            let mut first = i64::MIN;
-            loop {
-                let rows = reader.rows(&chain, (first, i64::MAX), ROWS).await?;
-                rows.iter().for_each(|row| walk.meet(row));
-                match rows.last() {
-                    Some(row) if row.seq < i64::MAX => first = row.seq + 1,
-                    _ => break,
-                }
-            }
+            let meet = |row: Row| {
+                walk.meet(&row);
+                Ok(())
+            };
+            reader.each_row(&chain, (i64::MIN, i64::MAX), meet).await?;
             checked.push(walk.end(&chain.name, Some(chain.head)));
         }
         Ok(checked)
-    })
-    .await
+    };
+    Reader::apart(source, check).await
 }
 
 /// A line of an export.
@@ -160,20 +150,18 @@ pub async fn export(
     since: Timestamp,
     mut out: impl Write + Send + 'static,
 ) -> Result<u64, ReadError> {
-    let source = source.clone();
-    apart(async move || {
-        let reader = Reader::open(&source).await?;
+    let write = async move |reader: &Reader| {
         let mut count = 0;
         for chain in reader.chains().await? {
             let (rest, since) = (chain.anchor.0 + 1, since.as_millisecond());
             if let Some(first) = reader.since(&chain, rest, since).await? {
-                count += export_chain(&reader, &chain, first, &mut out).await?;
+                count += export_chain(reader, &chain, first, &mut out).await?;
             }
         }
         out.flush()?;
         Ok(count)
-    })
-    .await
+    };
+    Reader::apart(source, write).await
 }
 
 async fn export_chain(
@@ -182,34 +170,28 @@ async fn export_chain(
     first: i64,
     out: &mut impl Write,
 ) -> Result<u64, ReadError> {
-    let mut before = match reader.rows(chain, (first - 1, first - 1), 1).await?.pop() {
+    let mut before = match reader.rows(chain, (first - 1, first - 1)).await?.pop() {
         Some(row) => Some(row.hash),
         None => Some(chain.anchor.1.to_vec()),
     };
-    let (mut next, mut count) = (first, 0);
-    loop {
-        let rows = reader.rows(chain, (next, i64::MAX), ROWS).await?;
-        let Some(last) = rows.last() else { break };
-        next = last.seq + 1;
-        for row in &rows {
-            let raw = serde_json::from_str(&row.text).map_err(|error| ReadError::Row {
-                chain: chain.name.clone(),
+    let mut count = 0;
+    let write = |row: Row| {
+        let raw =
+            serde_json::from_str(&row.text).map_err(|error| chain.unreadable(row.seq, &error))?;
+        line(
+            out,
+            &Line {
+                chain: &chain.name,
                 seq: row.seq,
-                why: error.to_string(),
-            })?;
-            line(
-                out,
-                &Line {
-                    chain: &chain.name,
-                    seq: row.seq,
-                    before: before.take().map(|hash| hex(&hash)),
-                    hash: hex(&row.hash),
-                    row: Some(raw),
-                },
-            )?;
-            count += 1;
-        }
-    }
+                before: before.take().map(|hash| hex(&hash)),
+                hash: hex(&row.hash),
+                row: Some(raw),
+            },
+        )?;
+        count += 1;
+        Ok(())
+    };
+    reader.each_row(chain, (first, i64::MAX), write).await?;
     if count > 0 {
         let (seq, hash) = chain.head;
         let end = Line {

@@ -1,5 +1,6 @@
 //! A ledger for those who only read it, also while workers write: one view of one moment.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use deadpool_postgres::Object;
@@ -14,6 +15,8 @@ use super::sqlite::command_key;
 use super::{OpenError, postgres};
 
 /// Rows that are read at once take no more than this, in bytes, and what one row has beyond it: a row
+/// Rows of the journal read at once, at most.
+const ROWS: u32 = 200;
 /// may be large, and the page's searches are made within the worker.
 const ROOM: usize = 4 * 1024 * 1024;
 
@@ -66,7 +69,7 @@ pub enum ReadError {
     },
     /// The system.
     #[error("{0}")]
-    System(std::io::Error),
+    System(io::Error),
 }
 
 // By hand, for their words are in ours already.
@@ -82,8 +85,8 @@ impl From<DbError> for ReadError {
     }
 }
 
-impl From<std::io::Error> for ReadError {
-    fn from(error: std::io::Error) -> Self {
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
         Self::System(error)
     }
 }
@@ -135,6 +138,17 @@ pub(super) struct ResultRecord {
     pub(super) occurred_at: i64,
 }
 
+impl Chain {
+    /// A row is not what any version writes.
+    pub(super) fn unreadable(&self, seq: i64, error: &serde_json::Error) -> ReadError {
+        ReadError::Row {
+            chain: self.name.clone(),
+            seq,
+            why: error.to_string(),
+        }
+    }
+}
+
 /// An open ledger.
 pub(super) enum Reader {
     File(Connection),
@@ -142,7 +156,34 @@ pub(super) enum Reader {
 }
 
 impl Reader {
-    pub(super) async fn open(source: &Source) -> Result<Self, ReadError> {
+    /// Reads on a thread of its own: a file's reads wait for the disk, and there may be many.
+    pub(super) async fn apart<T: Send + 'static>(
+        source: &Source,
+        work: impl AsyncFnOnce(&Self) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let source = source.clone();
+        let (tell, told) = tokio::sync::oneshot::channel();
+        std::thread::Builder::new()
+            .name("ledger reader".into())
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
+                let done = match runtime {
+                    Ok(runtime) => runtime.block_on(async {
+                        let reader = Self::open(&source).await?;
+                        work(&reader).await
+                    }),
+                    Err(error) => Err(error.into()),
+                };
+                // Whoever asked may have gone.
+                drop(tell.send(done));
+            })?;
+        let panicked = || io::Error::other("the thread that reads the ledger panicked");
+        told.await.unwrap_or_else(|_| Err(panicked().into()))
+    }
+
+    async fn open(source: &Source) -> Result<Self, ReadError> {
         match source {
             Source::File(path) => Self::open_file(path),
             Source::Database(url) => match shared::begin(url).await? {
@@ -214,12 +255,33 @@ impl Reader {
         }
     }
 
-    /// Rows from `first` to `last`, in sequence, so many at most, and so many as there is room for.
+    /// Goes through the rows from `first` to `last`, in sequence.
+    pub(super) async fn each_row(
+        &self,
+        chain: &Chain,
+        (mut first, last): (i64, i64),
+        mut each: impl FnMut(Row) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
+        loop {
+            let rows = self.rows(chain, (first, last)).await?;
+            let Some(end) = rows.last().map(|row| row.seq) else {
+                return Ok(());
+            };
+            rows.into_iter().try_for_each(&mut each)?;
+            // What somebody made the last there is has none after it.
+            let Some(next) = end.checked_add(1) else {
+                return Ok(());
+            };
+            first = next;
+        }
+    }
+
+    /// Rows from `first` to `last`, in sequence, at least one of those that there are, and as many as
+    /// there is room for.
     pub(super) async fn rows(
         &self,
         chain: &Chain,
         (first, last): (i64, i64),
-        most: u32,
     ) -> Result<Vec<Row>, ReadError> {
         match self {
             Self::File(connection) => {
@@ -227,7 +289,7 @@ impl Reader {
                     "SELECT seq, text, hash FROM journal WHERE seq BETWEEN ?1 AND ?2
                      ORDER BY seq LIMIT ?3",
                 )?;
-                let mut found = rows.query_map(params![first, last, most], |row| {
+                let mut found = rows.query_map(params![first, last, ROWS], |row| {
                     // Whatever somebody made of it is told as what it is: not what was hashed.
                     let text = row.get_ref(1)?;
                     let text = text.as_bytes_or_null()?.unwrap_or_default();
@@ -248,7 +310,7 @@ impl Reader {
                 Ok(rows)
             }
             Self::Database(client) => {
-                let within = (i64::from(most), ROOM as i64);
+                let within = (i64::from(ROWS), ROOM as i64);
                 Ok(shared::rows(client, &chain.name, (first, last), within).await?)
             }
         }

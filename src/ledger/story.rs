@@ -7,19 +7,15 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
 
 use jiff::Timestamp;
 
 use super::journal::{Answer, Entry, Text, may_name};
-use super::reader::{Chain, Reader, ResultRecord};
+use super::reader::{Reader, ResultRecord, Row};
 use crate::rules::order::{AccountName, CommandId, OrderNo, ReasonCode};
 use crate::rules::story::{CommandStory, Moment, OrderStory, Standing, Told, What};
 
 pub use super::reader::{ReadError, Source};
-
-/// Rows of the journal read at once.
-const ROWS: u32 = 200;
 
 /// All that is known of an order: a story for each account that has one of this number; none when
 /// it is not known. The caller's runtime is not held up.
@@ -31,12 +27,10 @@ pub async fn of_order(
     order_no: &OrderNo,
     account: Option<&AccountName>,
 ) -> Result<Vec<OrderStory>, ReadError> {
-    let (source, order_no, account) = (source.clone(), order_no.clone(), account.cloned());
-    apart(async move || {
-        let reader = Reader::open(&source).await?;
-        read_order(&reader, order_no.as_str(), account.as_ref()).await
-    })
-    .await
+    let (order_no, account) = (order_no.clone(), account.cloned());
+    let read =
+        async move |reader: &Reader| read_order(reader, order_no.as_str(), account.as_ref()).await;
+    Reader::apart(source, read).await
 }
 
 /// All that is known of a command: a story for each account that has one of this id. What was
@@ -49,34 +43,10 @@ pub async fn of_command(
     command_id: &CommandId,
     account: Option<&AccountName>,
 ) -> Result<Vec<CommandStory>, ReadError> {
-    let (source, id, account) = (source.clone(), command_id.clone(), account.cloned());
-    apart(async move || {
-        let reader = Reader::open(&source).await?;
-        read_command(&reader, id.as_str(), account.as_ref()).await
-    })
-    .await
-}
-
-/// Does this on a thread of its own: a file's reads wait for the disk, and there may be many.
-pub(super) async fn apart<T: Send + 'static>(
-    work: impl AsyncFnOnce() -> Result<T, ReadError> + Send + 'static,
-) -> Result<T, ReadError> {
-    let (tell, told) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new()
-        .name("ledger reader".into())
-        .spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
-            let done = match runtime {
-                Ok(runtime) => runtime.block_on(work()),
-                Err(error) => Err(error.into()),
-            };
-            // Whoever asked may have gone.
-            drop(tell.send(done));
-        })?;
-    let panicked = || io::Error::other("the thread that reads the ledger panicked");
-    told.await.unwrap_or_else(|_| Err(panicked().into()))
+    let (id, account) = (command_id.clone(), account.cloned());
+    let read =
+        async move |reader: &Reader| read_command(reader, id.as_str(), account.as_ref()).await;
+    Reader::apart(source, read).await
 }
 
 async fn read_order(
@@ -203,39 +173,20 @@ async fn each_entry(
             let names = reader.names(&chain, after).await?;
             let last = names.as_ref().map_or(chain.head.0, |names| names.last);
             if names.is_none_or(|names| may_name(&names.bits, name)) {
-                read_rows(reader, &chain, (after + 1, last), &quoted, &mut each).await?;
+                let read = |row: Row| {
+                    if row.text.contains(&quoted) {
+                        let text: Text<'_> = serde_json::from_str(&row.text)
+                            .map_err(|error| chain.unreadable(row.seq, &error))?;
+                        text.entries.iter().for_each(&mut each);
+                    }
+                    Ok(())
+                };
+                reader.each_row(&chain, (after + 1, last), read).await?;
             }
             after = last;
         }
     }
     Ok(())
-}
-
-async fn read_rows(
-    reader: &Reader,
-    chain: &Chain,
-    (mut first, last): (i64, i64),
-    quoted: &str,
-    each: &mut impl FnMut(&Entry<'_>),
-) -> Result<(), ReadError> {
-    loop {
-        let rows = reader.rows(chain, (first, last), ROWS).await?;
-        let Some(end) = rows.last() else {
-            return Ok(());
-        };
-        first = end.seq + 1;
-        for row in rows {
-            if row.text.contains(quoted) {
-                let text: Text<'_> =
-                    serde_json::from_str(&row.text).map_err(|error| ReadError::Row {
-                        chain: chain.name.clone(),
-                        seq: row.seq,
-                        why: error.to_string(),
-                    })?;
-                text.entries.iter().for_each(&mut *each);
-            }
-        }
-    }
 }
 
 impl Entry<'_> {

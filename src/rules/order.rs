@@ -52,11 +52,6 @@ impl OrderNo {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-
-    /// The same text, to be kept.
-    pub fn shared(&self) -> Arc<str> {
-        Arc::clone(&self.0)
-    }
 }
 
 impl fmt::Display for OrderNo {

@@ -154,6 +154,20 @@ impl Pages {
         }
     }
 
+    /// The same around what this query asks for.
+    fn asked(
+        &self,
+        headers: &HeaderMap,
+        query: &[(String, String)],
+        visitor: &Visitor,
+        path: &'static str,
+    ) -> Frame {
+        Frame {
+            query: query.to_vec(),
+            ..self.frame(lang(headers, query), Some(visitor), path)
+        }
+    }
+
     /// Asks for something to be done with dead letters.
     async fn ask(&self, wish: Wish, filter: Filter, by: Arc<str>) -> Result<Done, String> {
         let (answer, done) = oneshot::channel();
@@ -313,7 +327,7 @@ async fn overview(
     headers: HeaderMap,
     Query(query): Query<Pairs>,
 ) -> Response {
-    let frame = pages.frame(lang(&headers, &query), Some(&visitor), "/");
+    let frame = pages.asked(&headers, &query, &visitor, "/");
     let body = pages.live(&frame);
     shown(&frame, &query, now::page(&frame, body))
 }
@@ -348,8 +362,7 @@ async fn search(
     headers: HeaderMap,
     Query(query): Query<Pairs>,
 ) -> Response {
-    let mut frame = pages.frame(lang(&headers, &query), Some(&visitor), "/story");
-    frame.query.clone_from(&query);
+    let frame = pages.asked(&headers, &query, &visitor, "/story");
     let of = |name| all(&query, name).first().copied().unwrap_or_default();
     let (name, account) = (of("name"), of("account"));
     let found = match name {
@@ -369,8 +382,7 @@ async fn letters(
     headers: HeaderMap,
     Query(query): Query<Pairs>,
 ) -> Response {
-    let mut frame = pages.frame(lang(&headers, &query), Some(&visitor), "/dead");
-    frame.query.clone_from(&query);
+    let frame = pages.asked(&headers, &query, &visitor, "/dead");
     let filter = dead::filter(&query);
     let found = pages.ask(Wish::Look, filter.clone(), "-".into()).await;
     let body = dead::page(&frame, &filter, found.as_ref(), None);

@@ -123,12 +123,12 @@ fn tiles(frame: &Frame, snapshot: &Snapshot, counts: &[Count], now: Timestamp) -
     }
 }
 
-/// Kinds of bars, and the places of their outcomes in [`Outcome::ALL`].
 /// How an outcome is coloured.
 pub(super) fn class(outcome: Outcome) -> &'static str {
     CLASSES[kind(outcome)]
 }
 
+/// The outcome's place in [`CLASSES`].
 fn kind(outcome: Outcome) -> usize {
     match outcome {
         Outcome::Cancelled => 0,
@@ -162,7 +162,7 @@ fn chart(frame: &Frame, counts: &[Count], now: Timestamp) -> Markup {
     let mut bars = Vec::new();
     for (at, minute) in minutes.iter().enumerate() {
         let mut below = 0;
-        for (told, class) in minute.iter().zip(["good", "no", "wrong"]) {
+        for (told, class) in minute.iter().zip(CLASSES) {
             if *told == 0 {
                 continue;
             }
